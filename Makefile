@@ -1,0 +1,53 @@
+# make demo: see it work · make test: what CI runs · make help: the rest
+VENV ?= .venv
+PY := $(VENV)/bin/python
+PYTHON ?= python3
+SHELL := /bin/bash
+DIGITS := $(wildcard ../shared/data/spoken-digits)
+ifneq ($(DIGITS),)
+export SPOKEN_DIGITS_DIR ?= $(abspath $(DIGITS))
+endif
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check env system slow e2e chaos bench clean
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+demo: env system ## train a tiny Whisper on synthetic speech, here, from nothing to a WER
+	$(VENV)/bin/podctl train --config configs/demo.yaml --local --yes
+
+test: env system check ## what CI runs: format, lint, types, import contracts, the quick tests
+	$(PY) -m pytest -n 2 -m "not slow and not gpu"
+
+check: env ## format, lint, strict types, import contracts
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+	$(PY) -m mypy
+	$(VENV)/bin/lint-imports
+
+slow: env system ## the long tests: every kill point, two processes, the whole data
+	$(PY) -m pytest -m "slow"
+
+e2e: env system ## the whole way through the command line
+	$(PY) -m pytest -m "e2e"
+
+chaos: env system ## kill -9 at every boundary of a save, and at random moments
+	$(PY) -m pytest -m "slow" tests/trainer/test_kill.py
+
+bench: env ## the speeds that we claim, measured on this machine
+	@set -e; for f in benchmarks/*.py; do echo "== $$f"; $(PY) $$f; done
+
+env: $(VENV)/.installed ## the virtual environment
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[train,dev]'
+	touch $@
+
+system: $(VENV)/.system ## tmux, rsync, OpenSSH, espeak-ng, by the system's package manager
+$(VENV)/.system: tools/system-packages.sh | $(VENV)/.installed
+	tools/system-packages.sh
+	touch $@
+
+clean: ## remove what the tools left, not the runs
+	rm -rf .pytest_cache .mypy_cache .ruff_cache *.egg-info

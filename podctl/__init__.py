@@ -1,0 +1,1 @@
+"""The laptop's side: decide, rent, reach, watch, give back."""

@@ -1,0 +1,134 @@
+"""The nouns of podctl: what can be rented, what is rented, and what ran on it. Frozen; decisions return them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+
+
+@dataclass(frozen=True)
+class PodSpec:
+    """What the experiment asks of a machine. `gpu` is ranked; empty where the provider has no choice."""
+
+    gpu: tuple[str, ...] = ()
+    gpu_count: int = 1
+    data_centers: tuple[str, ...] = ()
+    volume: str | None = None
+    image: str | None = None
+    disk_gb: int = 40
+    spot: bool = False
+    env: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A machine that could be rented now, and its price."""
+
+    provider: str
+    gpu: str  # "" for a machine without one that we know of
+    gpu_count: int
+    usd_per_hour: float
+    data_center: str = ""
+    ref: str = ""  # the provider's own name for it
+
+
+@dataclass(frozen=True)
+class SshAddress:
+    """Where a pod's sshd answers, this boot. Addresses and keys change with every start."""
+
+    host: str
+    port: int
+    user: str
+    host_key: str = ""
+
+
+@dataclass(frozen=True)
+class Pod:
+    """A machine of ours, as its provider tells it."""
+
+    provider: str
+    id: str
+    name: str
+    state: str  # starting, running, stopped, gone
+    usd_per_hour: float
+    volume_dir: PurePosixPath  # $PODCTL_VOLUME there
+    disk_dir: PurePosixPath  # the local disk: code, environments, hub caches
+    started_at: float | None = None
+    gpu: str = ""
+    ssh: SshAddress | None = None
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A persistent disk at a provider."""
+
+    id: str
+    name: str
+    size_gb: int
+    data_center: str
+
+
+@dataclass(frozen=True)
+class Boot:
+    """What travels with a create call so that something on the pod can end it from the first billed second."""
+
+    public_key: str = ""
+    host_key: str = ""
+    env: Mapping[str, str] = field(default_factory=dict)
+    start_script: str = ""
+
+
+@dataclass(frozen=True)
+class Can:
+    """What a provider is able to do."""
+
+    stop: bool = False
+    tunnel: bool = False
+    scoped_key: bool = False
+    balance: bool = False
+    volumes: bool = False
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command on a host printed, and its exit code."""
+
+    exit_code: int
+    stdout: str
+    stderr: str
+
+    @property
+    def ok(self) -> bool:
+        return self.exit_code == 0
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run as the ledger knows it: intent and history, not the truth about its state (that is on the volume)."""
+
+    id: str
+    project: str
+    name: str
+    provider: str
+    pod_name: str
+    created_at: float
+    pod: str = ""  # the provider's id, once there is one
+    usd_per_hour: float = 0.0
+    started_at: float | None = None  # of the pod, the provider's word
+    launched_at: float | None = None
+    gone_at: float | None = None
+    usd_billed: float = 0.0  # what ended pods cost
+    attempts: int = 0
+    last_event: str = ""
+    detail: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What would be done, and what it could cost at most: shown before anything is rented."""
+
+    run_id: str
+    resumes: bool
+    pod_name: str
+    offers: Sequence[Offer]
+    max_hours: float
+    ceiling_usd: float

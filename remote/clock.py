@@ -1,0 +1,65 @@
+"""Time as a thing that is handed in, so that a test can move it.
+
+A process under test reads `PODCTL_CLOCK_FILE`: a file that holds the seconds to add to the real time. Writing
+a larger number there moves every process that reads it, a day in a blink.
+"""
+
+import os
+import time
+from typing import Protocol
+
+CLOCK_FILE = "PODCTL_CLOCK_FILE"
+
+
+class Clock(Protocol):
+    def now(self) -> float:
+        """Unix time in seconds."""
+        ...
+
+    def sleep(self, seconds: float) -> None:
+        """Return after so many seconds of this clock's time."""
+        ...
+
+
+class SystemClock:
+    """The machine's own time."""
+
+    def now(self) -> float:
+        return time.time()
+
+    def sleep(self, seconds: float) -> None:
+        time.sleep(max(0.0, seconds))
+
+
+class FileClock:
+    """The machine's time plus the seconds that a file names; an absent or torn file adds nothing."""
+
+    def __init__(self, path: str, look_s: float = 0.02) -> None:
+        self._path = path
+        self._look_s = look_s
+
+    def now(self) -> float:
+        try:
+            with open(self._path, encoding="ascii") as f:
+                return time.time() + float(f.read() or 0)
+        except (OSError, ValueError):
+            return time.time()
+
+    def sleep(self, seconds: float) -> None:
+        until = self.now() + seconds
+        while True:
+            left = until - self.now()
+            if left <= 0:
+                return
+            time.sleep(min(left, self._look_s))
+
+
+def clock_from_env() -> Clock:
+    """The clock this process should go by."""
+    path = os.environ.get(CLOCK_FILE, "")
+    return FileClock(path) if path else SystemClock()
+
+
+def utc(t: float) -> str:
+    """`2026-11-21T07:39:00Z` for a Unix time."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(t))

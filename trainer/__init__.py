@@ -1,0 +1,1 @@
+"""Fine-tuning of speech models: what runs on the pod."""

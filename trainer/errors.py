@@ -1,0 +1,60 @@
+"""Everything the trainer tells a person when it can't go on.
+
+TrainerError            1
+├── BadRecipe           2   mistakes in an experiment file, all at once
+├── BadData             2   a manifest or its audio, as a whole
+├── AudioError          –   one recording; becomes a line in quarantine.jsonl
+├── Diverged            1   too many non-finite steps in a row
+├── NoSpace             1   the disk is full
+├── BadCheckpoint       1   a checkpoint that is not what it says
+└── StopAsked          75   asked to stop; everything is saved
+
+(`remote.fence.Superseded`, exit 75, comes from the contract.)
+"""
+
+from collections.abc import Sequence
+
+from remote.mistakes import Mistake
+
+
+class TrainerError(Exception):
+    """What is the case, in one sentence; `hint`: what to do next."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class BadRecipe(TrainerError):
+    exit_code = 2
+
+    def __init__(self, mistakes: Sequence[Mistake]) -> None:
+        super().__init__("\n".join(str(m) for m in mistakes))
+        self.mistakes = list(mistakes)
+
+
+class BadData(TrainerError):
+    exit_code = 2
+
+
+class AudioError(TrainerError):
+    pass
+
+
+class Diverged(TrainerError):
+    pass
+
+
+class NoSpace(TrainerError):
+    pass
+
+
+class BadCheckpoint(TrainerError):
+    pass
+
+
+class StopAsked(TrainerError):
+    exit_code = 75

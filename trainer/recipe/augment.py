@@ -1,0 +1,31 @@
+"""What is done to training audio; every draw is a function of seed, epoch and utterance."""
+
+from pydantic import Field
+
+from trainer.recipe.section import Section
+
+
+class SpecAugment(Section):
+    """Masks over the log-mel (Park et al., 2019)."""
+
+    p: float = Field(default=0.5, ge=0, le=1, description="share of utterances that are masked at all")
+    freq_masks: int = Field(default=1, ge=0)
+    freq_width: int = Field(default=15, ge=0, description="mel bins, at most")
+    time_masks: int = Field(default=1, ge=0)
+    time_share: float = Field(default=0.05, ge=0, le=1, description="of the utterance, at most")
+
+
+class Augment(Section):
+    spec: SpecAugment | None = None
+    speed: list[float] = Field(
+        default=[],
+        description="factors one of which is drawn, evenly: 1.1 is faster and higher",
+        max_length=16,
+    )
+    gain_db: float = Field(default=0.0, ge=0, le=40, description="loudness drawn within ± this")
+    noise_snr_db: tuple[float, float] | None = Field(
+        default=None, description="white noise, signal to noise drawn between"
+    )
+    noise_p: float = Field(default=0.5, ge=0, le=1)
+    join_p: float = Field(default=0.0, ge=0, le=1, description="share of utterances that another one is appended to")
+    join_gap_s: tuple[float, float] = Field(default=(0.05, 0.25), description="of quiet between joined utterances")

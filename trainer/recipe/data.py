@@ -1,0 +1,52 @@
+"""Which utterances are trained, chosen and tested on, and where their audio lies."""
+
+from pydantic import Field, model_validator
+
+from trainer.recipe.section import Section
+
+
+class Data(Section):
+    """Manifests (JSON Lines, a row an utterance) and folders; relative paths lie under the volume's `data/`."""
+
+    train: list[str] = Field(min_length=1, description="manifests that are trained on")
+    dev: list[str] = Field(default=[], description="manifests that choose the best model and every setting")
+    dev_from_train: int = Field(
+        default=0, ge=0, description="utterances taken out of train for dev, chosen by a hash of seed and id"
+    )
+    test: list[str] = Field(default=[], description="manifests used once, with the best model, at the very end")
+    audio_dirs: list[str] = Field(
+        default=[],
+        description="folders that audio paths are tried in: the whole path, without its first part, the file "
+        "name alone; a manifest's own folder where none is given",
+    )
+    fields: dict[str, str] = Field(default={}, description="our name of a manifest field → the manifest's name")
+    min_s: float = Field(default=0.1, ge=0, description="shorter utterances are quarantined, seconds")
+    max_s: float = Field(default=30.0, gt=0, description="longer utterances are quarantined, seconds")
+    max_bad_share: float = Field(
+        default=0.01,
+        ge=0,
+        le=1,
+        description="share of a manifest that may be quarantined before the run refuses",
+    )
+    edge_s: float = Field(
+        default=0.5,
+        gt=0,
+        description="an utterance is padded up to a multiple of this, whatever its neighbours",
+    )
+    limit_train: int | None = Field(default=None, gt=0, description="use only so many utterances")
+    limit_dev: int | None = Field(default=None, gt=0)
+    limit_test: int | None = Field(default=None, gt=0)
+    workers: int = Field(default=2, ge=1, le=64, description="threads that decode audio ahead of the step")
+    cache_gb: float = Field(default=2.0, ge=0, description="decoded audio kept in memory, at most")
+    shuffle_audio: bool = Field(
+        default=False,
+        description="control: gives every utterance another's audio; a model that learns is fooling you",
+    )
+
+    @model_validator(mode="after")
+    def _one_dev(self) -> "Data":
+        if bool(self.dev) == bool(self.dev_from_train):
+            raise ValueError("give either dev (manifests) or dev_from_train (how many utterances), one of them")
+        if self.min_s >= self.max_s:
+            raise ValueError(f"min_s ({self.min_s}) must be below max_s ({self.max_s})")
+        return self

@@ -1,0 +1,29 @@
+"""How quality is measured: how often, after which normaliser, with which decoding."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from trainer.recipe.section import Section
+
+
+class Decode(Section):
+    beams: int = Field(default=1, ge=1, le=64, description="1 is greedy")
+    max_new_tokens: int = Field(default=128, gt=0)
+    window: Literal["own", "full"] = Field(
+        default="own",
+        description="own: the utterance's padded length; full: the model's window, as the stock pipeline pads",
+    )
+
+
+class Eval(Section):
+    """Word error rates are pooled over the corpus: all errors by all reference words."""
+
+    normaliser: Literal["basic", "none"] = Field(description="applied to both sides before words are compared")
+    metric: Literal["wer", "cer"] = Field(default="wer", description="chooses the best checkpoint, on dev")
+    every_steps: int = Field(gt=0)
+    before_training: bool = Field(default=True, description="the first row of every report")
+    buckets: list[str] = Field(default=[], description="manifest fields whose values are reported apart")
+    decode: Decode = Decode()
+    micro_s: float | None = Field(default=None, gt=0, description="as loop.micro_s, for decoding; that by default")
+    bootstrap: int = Field(default=1000, ge=0, description="resamples behind the 95 % interval; 0: none")

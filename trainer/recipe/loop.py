@@ -1,0 +1,40 @@
+"""How long, how much at once, how exact, and what is kept."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from trainer.recipe.section import Section
+
+
+class Loop(Section):
+    """The step is defined by data (`step_utts` or `step_s`); memory (`micro_s`) only decides how it is cut."""
+
+    steps: int | None = Field(default=None, gt=0, description="optimiser steps, all told")
+    epochs: float | None = Field(default=None, gt=0)
+    step_utts: int | None = Field(default=None, gt=0, description="utterances a step")
+    step_s: float | None = Field(default=None, gt=0, description="seconds of audio a step")
+    micro_s: float = Field(
+        default=120.0,
+        gt=0,
+        description="padded seconds of audio that fit into memory at once; changes no result",
+    )
+    precision: Literal["auto", "bf16", "fp16", "fp32", "fp64"] = Field(
+        default="auto", description="of autocast; weights stay float32. auto: bf16 where the device has it"
+    )
+    gradient_checkpointing: bool = Field(default=False, description="less memory for about a third more compute")
+    device: Literal["auto", "cuda", "mps", "cpu"] = Field(default="auto", description="auto: CUDA, then MPS, then CPU")
+    seed: int = Field(default=1, ge=0)
+    threads: int = Field(default=2, ge=1, description="CPU threads of torch; another number is another rounding")
+    save_every_s: float = Field(default=600.0, gt=0, description="a checkpoint at least this often, seconds")
+    save_every_steps: int | None = Field(default=None, gt=0, description="and at every such step")
+    keep_last: int = Field(default=2, ge=1, description="newest checkpoints kept")
+    keep_best: int = Field(default=1, ge=1, description="best checkpoints kept, by eval.metric on dev")
+
+    @model_validator(mode="after")
+    def _one_length(self) -> "Loop":
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give either steps or epochs, one of them")
+        if (self.step_utts is None) == (self.step_s is None):
+            raise ValueError("give either step_utts or step_s, one of them")
+        return self

@@ -1,0 +1,9 @@
+"""What is minimised, beside the task's own losses."""
+
+from pydantic import Field
+
+from trainer.recipe.section import Section
+
+
+class Loss(Section):
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)

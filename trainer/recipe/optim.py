@@ -1,0 +1,24 @@
+"""The optimiser and its schedule."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from trainer.recipe.section import Section
+
+
+class Optim(Section):
+    """AdamW (Loshchilov & Hutter, 2019) with a linear warm-up."""
+
+    lr: float = Field(gt=0, description="peak learning rate")
+    group_lr: dict[str, float] = Field(
+        default={},
+        description="parameter group → factor on lr; 0 freezes the group. The task names its groups",
+    )
+    betas: tuple[float, float] = (0.9, 0.98)
+    eps: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=0.01, ge=0, description="on matrices only: not on biases, norms, embeddings")
+    clip_norm: float = Field(default=1.0, gt=0, description="the gradient's norm is cut to this")
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    warmup_share: float = Field(default=0.1, ge=0, le=1, description="share of all steps")
+    final_share: float = Field(default=0.0, ge=0, le=1, description="the last learning rate, as a share of lr")
