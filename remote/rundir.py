@@ -71,7 +71,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Stage:
-    """One `prep:` stage: a shell command, the files it reads and the files it leaves, relative to the volume's data/."""
+    """One `prep:` stage: a shell command, what it reads and what it leaves, relative to the volume's data/."""
 
     run: str
     inputs: List[str]

@@ -1,6 +1,6 @@
 """The seam between the loop and the model families: all that differs between them, and nothing else.
 
-The loop never asks what kind of task it has. Legend of a walk through one batch: manifest row → Example → size → (a step
+The loop never asks what kind of task it has. A walk through one batch: manifest row → Example → size → (a step
 is drawn, sorted and cut) → load → collate → prepare → losses → the loop divides by the counts.
 """
 
