@@ -5,10 +5,14 @@ Heavy modules are imported by the command that needs them: `check` answers witho
 
 import argparse
 import json
+import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from remote.fence import Superseded
+from remote.rundir import EXIT_SAVED, RunDir
 from trainer.errors import BadRecipe, TrainerError
 
 
@@ -22,6 +26,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if e.hint:
             print(f"→ {e.hint}", file=sys.stderr)
         return e.exit_code
+    except Superseded as e:
+        print(f"{e}: this one leaves", file=sys.stderr)
+        return EXIT_SAVED
+    except KeyboardInterrupt:
+        return 130
 
 
 def check(args: argparse.Namespace) -> int:
@@ -48,6 +57,55 @@ def check(args: argparse.Namespace) -> int:
     return 2 if found or differs else 0
 
 
+def prepare(args: argparse.Namespace) -> int:
+    """Make the demo's corpus, or read an experiment's manifests and all of their audio once."""
+    from trainer.prepare import prepare_demo_corpus, prepare_experiment
+
+    if args.what == "demo":
+        prepare_demo_corpus(Path(args.out or "demo"), args.train, args.dev, args.test, args.seed)
+        return 0
+    return prepare_experiment(Path(args.what))
+
+
+def train(args: argparse.Namespace) -> int:
+    """Train, or go on where the run directory's newest checkpoint is."""
+    _set_up_logging()
+    from trainer.train import train as run
+
+    run(args.file, RunDir(args.run_dir.absolute()), debug=args.debug)
+    return 0
+
+
+def evaluate(args: argparse.Namespace) -> int:
+    """Decode manifests with a trained model and score them."""
+    _set_up_logging()
+    from trainer.apply import evaluate as run
+
+    return run(args)
+
+
+def predict(args: argparse.Namespace) -> int:
+    """Transcribe manifests or sound files."""
+    _set_up_logging()
+    from trainer.apply import predict as run
+
+    return run(args)
+
+
+def _set_up_logging() -> None:
+    """One line an event on stdout, rank 0 alone; libraries speak only when something is wrong."""
+    first = os.environ.get("RANK", "0") == "0"
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stdout)
+    logging.getLogger("trainer").setLevel(logging.INFO if first else logging.ERROR)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    from transformers.utils import logging as quiet
+
+    quiet.disable_progress_bar()
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="trainer", description="Fine-tune speech models.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -57,6 +115,46 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--against", type=Path, help="an older experiment: also say what a resume would not allow")
     p.add_argument("--json", action="store_true")
     p.set_defaults(command=check)
+
+    p = commands.add_parser("prepare", help="make the demo corpus, or check an experiment's data, every file of it")
+    p.add_argument("what", help="`demo`, or an experiment file")
+    p.add_argument("--out", help="demo: the folder it goes to, under the volume's data/ (demo)")
+    p.add_argument("--train", type=int, default=1000, help="demo: utterances (1000)")
+    p.add_argument("--dev", type=int, default=200)
+    p.add_argument("--test", type=int, default=200)
+    p.add_argument("--seed", type=int, default=1)
+    p.set_defaults(command=prepare)
+
+    p = commands.add_parser("train", help="train, or resume what is in the run directory")
+    p.add_argument("file", type=Path, help="an experiment file")
+    p.add_argument("--run-dir", type=Path, required=True, help="where checkpoints, metrics and reports go")
+    p.add_argument("--debug", action="store_true", help="100 utterances, a few steps")
+    p.set_defaults(command=train)
+
+    for name, command, text in (
+        ("evaluate", evaluate, "decode manifests and score them"),
+        ("predict", predict, "transcribe manifests or sound files"),
+    ):
+        p = commands.add_parser(name, help=text)
+        which = p.add_mutually_exclusive_group(required=True)
+        which.add_argument("--run", type=Path, help="a run directory: its best checkpoint, its recipe")
+        which.add_argument("--model", type=Path, help="an export, or any Whisper in the Hub's layout")
+        p.add_argument(
+            "inputs", nargs="*", help="manifests (.jsonl)" + ("" if name == "evaluate" else " or sound files")
+        )
+        p.add_argument(
+            "--out",
+            type=Path,
+            help="where rows go; reports of a run by default"
+            if name == "evaluate"
+            else "a JSON Lines file; standard output by default",
+        )
+        p.add_argument(
+            "--set", action="append", default=[], metavar="KEY=VALUE", help="eval.decode.beams=5, data.fields=…"
+        )
+        if name == "evaluate":
+            p.add_argument("--shuffle-audio", action="store_true", help="control: everyone gets another's audio")
+        p.set_defaults(command=command)
     return parser
 
 

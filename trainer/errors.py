@@ -35,6 +35,10 @@ class BadRecipe(TrainerError):
         super().__init__("\n".join(str(m) for m in mistakes))
         self.mistakes = list(mistakes)
 
+    @classmethod
+    def one(cls, where: str, what: str) -> "BadRecipe":
+        return cls([Mistake(where, what)])
+
 
 class BadData(TrainerError):
     exit_code = 2

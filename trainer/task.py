@@ -47,7 +47,7 @@ class Draw:
     """All chance that an utterance meets in an epoch: a function of (seed, epoch, id), so any resume meets it again."""
 
     seed: int  # of the utterance's own generator, 64 bits
-    partner: Example | None = None  # appended to it, where augment.join_p says so
+    partners: tuple[Example, ...] = ()  # appended to it, as far as they fit, where augment.join_p says so
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +55,7 @@ class Size:
     """What an utterance costs, known before its audio is read."""
 
     padded_s: float  # its length in the batch, a function of itself alone
+    audio_s: float  # its length as drawn
     targets: int  # about how many targets its loss sums over
 
 
@@ -144,6 +145,10 @@ class Task(Protocol[Item, B]):
 
     def predict(self, module: "nn.Module", batch: B, decode: Decode) -> list[Row]:
         """The one path of evaluate, predict, compare and serve."""
+        ...
+
+    def final_decodes(self, decode: Decode) -> Mapping[str, Decode]:
+        """The ways in which the test set is decoded at the end, by name; the first makes the headline."""
         ...
 
     def score(self, rows: Iterable[Row], fitted: Fitted | None = None) -> Report:

@@ -27,5 +27,8 @@ class Augment(Section):
         default=None, description="white noise, signal to noise drawn between"
     )
     noise_p: float = Field(default=0.5, ge=0, le=1)
-    join_p: float = Field(default=0.0, ge=0, le=1, description="share of utterances that another one is appended to")
+    join_p: float = Field(
+        default=0.0, ge=0, le=1, description="chance that another utterance of the same speaker is appended"
+    )
+    join_max: int = Field(default=1, ge=1, le=16, description="how often that chance is taken, one after the other")
     join_gap_s: tuple[float, float] = Field(default=(0.05, 0.25), description="of quiet between joined utterances")

@@ -11,7 +11,9 @@ class Data(Section):
     train: list[str] = Field(min_length=1, description="manifests that are trained on")
     dev: list[str] = Field(default=[], description="manifests that choose the best model and every setting")
     dev_from_train: int = Field(
-        default=0, ge=0, description="utterances taken out of train for dev, chosen by a hash of seed and id"
+        default=0,
+        ge=0,
+        description="utterances taken out of the first train manifest for dev, by a hash of seed and id",
     )
     test: list[str] = Field(default=[], description="manifests used once, with the best model, at the very end")
     audio_dirs: list[str] = Field(

@@ -1,0 +1,203 @@
+"""`trainer evaluate` and `trainer predict`: a trained model meets other audio, on the path that training measured."""
+
+import argparse
+import json
+import logging
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from remote.files import read_json, write_atomic
+from remote.rundir import RunDir
+from trainer.checkpoint import best_first, complete_checkpoints
+from trainer.data.audio import header
+from trainer.data.manifest import Manifest, open_manifests
+from trainer.errors import AudioError, BadData, BadRecipe
+from trainer.evaluate import as_json, table_lines
+from trainer.evaluate import evaluate as run_evaluation
+from trainer.evaluate import predict as run_prediction
+from trainer.machine import Machine, start_machine
+from trainer.recipe.base import Recipe
+from trainer.recipe.load import parse_recipe
+from trainer.task import Parts, Task, make_task
+from trainer.train import cache_root, data_root, placed, write_rows
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model with the recipe that made it, on this machine."""
+
+    name: str
+    recipe: Recipe
+    task: Task[Any, Any]
+    parts: Parts
+    machine: Machine
+    reports: Path | None  # a run's
+
+
+def evaluate(args: argparse.Namespace) -> int:
+    """Score manifests; the recipe's test set where none is named. The report is printed and kept."""
+    trained = _load(args)
+    recipe = trained.recipe
+    names = args.inputs or recipe.data.test
+    if not names:
+        raise BadData("there is nothing to evaluate: the recipe names no test set", "name one or more manifests")
+    manifest = _manifest(names, recipe, need_text=True)
+    if args.shuffle_audio or recipe.data.shuffle_audio:
+        manifest = manifest.shuffled_audio(recipe.loop.seed)
+    result = run_evaluation(trained.task, trained.parts, manifest, recipe, trained.machine, on_batch=_live("evaluated"))
+    title = "shuffled audio, " if args.shuffle_audio else ""
+    print(f"{title}{trained.name} on {', '.join(map(str, names))}, normaliser {recipe.eval.normaliser}")
+    print("\n".join(table_lines(result.report)))
+    folder = args.out or trained.reports
+    if folder is not None:
+        stem = f"evaluate-{time.strftime('%y%m%d-%H%M%S', time.gmtime())}"
+        write_rows(folder / f"{stem}.rows.jsonl", result)
+        line = as_json(result, model=trained.name, manifests=[str(n) for n in names], shuffled_audio=args.shuffle_audio)
+        write_atomic(folder / f"{stem}.json", (line + "\n").encode())
+        print(f"report: {folder / stem}.json")
+    return 0
+
+
+def predict(args: argparse.Namespace) -> int:
+    """A JSON line an utterance: id, text, and a reason where its audio could not be used. 1 where that was so."""
+    if not args.inputs:
+        raise BadData("there is nothing to transcribe", "name manifests (.jsonl) or sound files")
+    trained = _load(args)
+    manifest = _manifest(args.inputs, trained.recipe, need_text=False)
+    rows, bad = run_prediction(
+        trained.task, trained.parts, manifest, trained.recipe, trained.machine, on_batch=_live("transcribed")
+    )
+    found = {row["id"]: row for row in rows}
+    for b in manifest.bad:  # what never became an example still gets its line
+        found[b.id] = {"id": b.id, "text": "", "reason": b.reason}
+    keys = ("id", "text", "reason")
+    lines = [json.dumps({k: r[k] for k in keys if k in r}, ensure_ascii=False) + "\n" for r in found.values()]
+    if args.out is not None:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(args.out, "".join(lines).encode())
+    else:
+        sys.stdout.write("".join(lines))
+    unusable = len(bad) + len(manifest.bad)
+    if unusable:
+        print(f"{unusable} of {len(found)} could not be transcribed: see their reason", file=sys.stderr)
+    return 1 if unusable else 0
+
+
+def _load(args: argparse.Namespace) -> Trained:
+    if args.run is not None:
+        return _load_run(RunDir(args.run), args.set)
+    return _load_model(args.model, args.set)
+
+
+def _load_run(run: RunDir, sets: Sequence[str]) -> Trained:
+    found = complete_checkpoints(run.checkpoints)
+    if not found:
+        raise BadData(f"{run} holds no complete checkpoint", "podctl ps shows which runs there are")
+    state = read_json(found[-1].state / "state.json")
+    recipe = parse_recipe(_with_sets(state["recipe"], sets), expand=True)
+    best = (best_first(found, lambda m: m[recipe.eval.metric]) or found)[0]
+    machine = start_machine(recipe.loop)
+    task = make_task(recipe)
+    return Trained(
+        f"{run.root.name} step {best.step}", recipe, task, placed(task.build(best.model), machine), machine, run.reports
+    )
+
+
+def _load_model(model: Path, sets: Sequence[str]) -> Trained:
+    raw = read_json(model / "recipe.json") or _plain_recipe(model)
+    raw["model"] = {
+        **{k: v for k, v in raw["model"].items() if k in ("language", "task", "attention")},
+        "name": str(model),
+    }
+    raw["adapters"] = None  # an export is merged
+    recipe = parse_recipe(_with_sets(raw, sets), expand=True)
+    machine = start_machine(recipe.loop)
+    task = make_task(recipe)
+    return Trained(str(model), recipe, task, placed(task.build(), machine), machine, None)
+
+
+def _plain_recipe(model: Path) -> dict[str, Any]:
+    """What is needed to decode with a model that this project did not make."""
+    if not (model / "config.json").is_file():
+        raise BadData(f"{model} is not a model: it holds no config.json", "name an export, or a Whisper from the Hub")
+    return {
+        "task": "whisper",
+        "model": {},
+        "data": {"train": ["-"], "dev": ["-"]},
+        "optim": {"lr": 1e-5},
+        "loop": {"steps": 1, "step_utts": 1},
+        "eval": {"normaliser": "basic", "every_steps": 1},
+    }
+
+
+def _with_sets(train: dict[str, Any], sets: Sequence[str]) -> dict[str, Any]:
+    """`eval.decode.beams=5` put into a recipe's mapping; values are YAML."""
+    result: dict[str, Any] = json.loads(json.dumps(train))
+    for text in sets:
+        path, eq, value = text.partition("=")
+        keys = path.removeprefix("train.").split(".")
+        if not eq or not all(keys):
+            raise BadRecipe.one("--set", f"{text!r} is not KEY=VALUE, as in eval.decode.beams=5")
+        at = result
+        for key in keys[:-1]:
+            if not isinstance(at.get(key), dict):
+                at[key] = {}
+            at = at[key]
+        try:
+            at[keys[-1]] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise BadRecipe.one("--set", f"{value!r} is not YAML") from None
+    return result
+
+
+def _manifest(names: Sequence[str], recipe: Recipe, *, need_text: bool) -> Manifest:
+    """Manifests relative to the volume's data/ or to here; sound files become a manifest of their own."""
+    sounds = [n for n in names if not n.endswith(".jsonl")]
+    lists = [_existing(n) for n in names if n.endswith(".jsonl")]
+    data = recipe.data if need_text else recipe.data.model_copy(update={"max_bad_share": 1.0})
+    if not sounds:
+        return open_manifests(lists, data, data_root(), cache_root(), need_text=need_text)
+    if need_text or lists:
+        raise BadData(f"{sounds[0]} is not a manifest (.jsonl)", "name only manifests, or only sound files")
+    return _manifest_of_sounds(sounds, data)
+
+
+def _manifest_of_sounds(sounds: Sequence[str], data: Any) -> Manifest:
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "sounds.jsonl"
+        rows = []
+        for name in dict.fromkeys(sounds):
+            row: dict[str, Any] = {"id": name, "audio": str(Path(name).absolute())}
+            try:
+                row["duration_s"] = header(name).duration_s
+            except AudioError:
+                pass  # the manifest's reader says so, with this reason
+            rows.append(json.dumps(row))
+        path.write_text("\n".join(rows), encoding="utf-8")
+        plain = data.model_copy(update={"fields": {}, "audio_dirs": []})
+        return open_manifests([path], plain, Path(folder), Path(folder), need_text=False)
+
+
+def _existing(name: str) -> Path:
+    path = Path(name)
+    return path.absolute() if path.exists() else data_root() / name
+
+
+def _live(verb: str) -> Any:
+    """One line that counts, on a terminal; nothing elsewhere."""
+
+    def show(done: int, total: int) -> None:
+        if sys.stderr.isatty():
+            print(f"\r{verb} {done} of {total}" + ("\n" if done == total else ""), end="", file=sys.stderr, flush=True)
+
+    return show

@@ -1,0 +1,128 @@
+"""Recordings as mono float32 at 16 kHz, and the integer arithmetic of their lengths."""
+
+import math
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from trainer.errors import AudioError
+
+RATE = 16_000  # samples a second of everything behind this module
+SILENCE = 1e-4  # a peak below this (-80 dBFS) is a dead microphone
+SLACK_S = 0.1  # by how much a file may be shorter than its manifest says
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a sound file says of itself, before it is decoded."""
+
+    rate: int
+    frames: int
+
+    @property
+    def duration_s(self) -> float:
+        return self.frames / self.rate
+
+
+def samples_of(seconds: float) -> int:
+    """How many samples so many seconds are, to the nearest; back is division by RATE."""
+    return round(seconds * RATE)
+
+
+def padded_samples(n_samples: int, edge_s: float, multiple: int = 320) -> int:
+    """The next edge at or above a length: a function of the utterance alone, whatever its neighbours.
+
+    Edges lie `edge_s` apart, rounded to whole multiples of `multiple` samples.
+    """
+    edge = max(multiple, round(edge_s * RATE / multiple) * multiple)
+    return max(1, math.ceil(n_samples / edge)) * edge
+
+
+def header(path: str) -> Header:
+    """Rate and length without decoding. Raises AudioError."""
+    import soundfile
+
+    try:
+        info = soundfile.info(path)
+    except Exception as e:
+        raise AudioError(f"{path} is not audio that can be read ({_reason(e)})") from None
+    if not info.frames:
+        raise AudioError(f"{path} is empty")
+    return Header(info.samplerate, info.frames)
+
+
+def read_audio(path: str, start_s: float = 0.0, duration_s: float | None = None) -> np.ndarray:
+    """Mono float32 in about [-1, 1], shape (T,), at 16 kHz: exactly `duration_s` of it where that is given.
+
+    Channels are averaged, other rates resampled (soxr, high quality). Raises AudioError where the file can't be read,
+    is empty, silent, or ends before the span does.
+    """
+    import soundfile
+    import soxr
+
+    try:
+        with soundfile.SoundFile(path) as f:
+            rate = f.samplerate
+            if start_s:
+                f.seek(min(round(start_s * rate), len(f)))
+            frames = -1 if duration_s is None else round(duration_s * rate)
+            sound = f.read(frames, dtype="float32", always_2d=True)
+    except Exception as e:
+        raise AudioError(f"{path} is not audio that can be read ({_reason(e)})") from None
+    if not len(sound):
+        raise AudioError(f"{path} is empty" if not start_s else f"{path} ends before {start_s:.2f} s")
+    wave_T = sound.mean(axis=1) if sound.shape[1] > 1 else sound[:, 0]
+    if not np.isfinite(wave_T).all():
+        raise AudioError(f"{path} holds values that are not numbers")
+    if np.abs(wave_T).max() < SILENCE:
+        raise AudioError(f"{path} is silent")
+    if rate != RATE:
+        wave_T = soxr.resample(wave_T, rate, RATE, quality="HQ")
+    if duration_s is None:
+        return np.ascontiguousarray(wave_T, dtype=np.float32)
+    wanted = samples_of(duration_s)
+    if len(wave_T) < wanted - SLACK_S * RATE:
+        raise AudioError(f"{path} ends at {start_s + len(wave_T) / RATE:.2f} s, not {start_s + duration_s:.2f} s")
+    return fit(wave_T, wanted)
+
+
+def fit(wave_T: np.ndarray, n_samples: int) -> np.ndarray:
+    """Cut, or padded with silence, to exactly so many samples."""
+    whole = np.zeros(n_samples, dtype=np.float32)
+    n = min(n_samples, len(wave_T))
+    whole[:n] = wave_T[:n]
+    return whole
+
+
+class AudioCache:
+    """Decoded recordings kept in memory up to a limit, the least used ones dropped first; shared by threads."""
+
+    def __init__(self, limit_gb: float) -> None:
+        self._limit = int(limit_gb * 1e9)
+        self._size = 0
+        self._kept: OrderedDict[tuple[str, float, float], np.ndarray] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def read(self, path: str, start_s: float, duration_s: float) -> np.ndarray:
+        """As `read_audio`. Treat what comes back as read-only."""
+        key = (path, start_s, duration_s)
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key]
+        wave_T = read_audio(path, start_s, duration_s)
+        with self._lock:
+            if key not in self._kept and wave_T.nbytes <= self._limit:
+                self._kept[key] = wave_T
+                self._size += wave_T.nbytes
+                while self._size > self._limit:
+                    self._size -= self._kept.popitem(last=False)[1].nbytes
+        return wave_T
+
+
+def _reason(e: Exception) -> str:
+    text: Any = getattr(e, "error_string", "") or str(e)
+    return str(text).splitlines()[0].strip().rstrip(".") if str(text).strip() else type(e).__name__

@@ -1,0 +1,132 @@
+"""Steps and evaluations as batches on the CPU, made by threads a little ahead of the loop.
+
+Everything a batch holds is a function of its place in the plan, so threads and their timing change nothing.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from trainer.data.manifest import Manifest
+from trainer.data.plan import Plan, cut, seed_of
+from trainer.recipe.base import Recipe
+from trainer.task import Bad, Batch, Draw, Example, Task
+
+AHEAD = 3  # steps that are decoded while the device works
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """One micro-batch, or None where none of its utterances could be used."""
+
+    batch: Any
+    bad: Sequence[Bad]
+    audio_s: float
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a step holds on this rank. `number` counts from 0."""
+
+    number: int
+    epoch: int
+    micros: Sequence[Batch]
+    bad: Sequence[Bad]
+    audio_s: float
+
+
+class StepLoader:
+    """All steps of a training, from one on, for one rank of several."""
+
+    def __init__(self, task: Task[Any, Any], manifest: Manifest, recipe: Recipe, rank: int = 0, world: int = 1) -> None:
+        self.plan = Plan(manifest.column("duration_s"), recipe.loop)
+        self._task, self._manifest, self._recipe = task, manifest, recipe
+        self._rank, self._world = rank, world
+        self._by_speaker = _positions_by_speaker(manifest) if recipe.augment.join_p else {}
+
+    def steps(self, first: int, end: int) -> Iterator[Step]:
+        """Steps `first` … `end` - 1, decoded ahead by `data.workers` threads."""
+        with ThreadPoolExecutor(self._recipe.data.workers, "audio") as pool:
+            waiting: deque[tuple[int, int, list[Future[Loaded]]]] = deque()
+            try:
+                for number in range(first, end + AHEAD):
+                    if number < end:
+                        epoch, micros = self.micros_of(number)
+                        waiting.append((number, epoch, [pool.submit(_load, self._task, *m) for m in micros]))
+                    if len(waiting) > AHEAD or (number >= end and waiting):
+                        yield _joined(*waiting.popleft())
+            finally:
+                for _, _, futures in waiting:
+                    for f in futures:
+                        f.cancel()
+
+    def micros_of(self, step: int) -> tuple[int, list[tuple[list[Example], list[Draw | None]]]]:
+        """The step's epoch, and this rank's micro-batches as (examples, draws), nothing decoded yet."""
+        place = self.plan.at(step)
+        examples = [self._manifest[int(p)] for p in place.positions]
+        draws: list[Draw | None] = [self.draw(e, place.epoch) for e in examples]
+        sizes = [self._task.size(e, d) for e, d in zip(examples, draws, strict=True)]
+        micros = cut(sizes, self._recipe.loop.micro_s)[self._rank :: self._world]
+        return place.epoch, [([examples[i] for i in m], [draws[i] for i in m]) for m in micros]
+
+    def draw(self, example: Example, epoch: int) -> Draw:
+        """The utterance's chance in this epoch."""
+        seed = seed_of(self._recipe.loop.seed, epoch, example.id)
+        how = self._recipe.augment
+        if not how.join_p:
+            return Draw(seed)
+        rng = np.random.default_rng([seed, 2])
+        same = self._by_speaker.get(example.speaker)
+        partners = []
+        for _ in range(how.join_max):
+            if rng.random() >= how.join_p:
+                break
+            pick = int(rng.choice(same)) if same is not None else int(rng.integers(len(self._manifest)))
+            partners.append(self._manifest[pick])
+        return Draw(seed, tuple(partners))
+
+
+def evaluation_batches(
+    task: Task[Any, Any],
+    examples: Sequence[Example],
+    micro_s: float,
+    workers: int,
+    stop: Callable[[], bool] = lambda: False,
+) -> Iterator[Loaded]:
+    """Every example once, without chance, in homogeneous batches; ends early where `stop` says so."""
+    sizes = [task.size(e, None) for e in examples]
+    micros = [[examples[i] for i in m] for m in cut(sizes, micro_s)]
+    with ThreadPoolExecutor(workers, "audio") as pool:
+        waiting: deque[Future[Loaded]] = deque()
+        for n in range(len(micros) + workers):
+            if n < len(micros):
+                waiting.append(pool.submit(_load, task, micros[n], [None] * len(micros[n])))
+            if n >= workers and waiting:
+                if stop():
+                    for f in waiting:
+                        f.cancel()
+                    return
+                yield waiting.popleft().result()
+
+
+def _load(task: Task[Any, Any], examples: Sequence[Example], draws: Sequence[Draw | None]) -> Loaded:
+    answers = task.load(examples, draws)
+    items = [a for a in answers if not isinstance(a, Bad)]
+    triples = zip(examples, draws, answers, strict=True)
+    audio_s = sum(task.size(e, d).audio_s for e, d, a in triples if not isinstance(a, Bad))
+    return Loaded(task.collate(items) if items else None, [a for a in answers if isinstance(a, Bad)], audio_s)
+
+
+def _joined(number: int, epoch: int, futures: Sequence["Future[Loaded]"]) -> Step:
+    loaded = [f.result() for f in futures]
+    micros = [m.batch for m in loaded if m.batch is not None]
+    return Step(number, epoch, micros, [b for m in loaded for b in m.bad], sum(m.audio_s for m in loaded))
+
+
+def _positions_by_speaker(manifest: Manifest) -> dict[str, np.ndarray]:
+    speakers = manifest.column("speaker")
+    return {str(s): np.flatnonzero(speakers == s) for s in set(speakers) if s}

@@ -1,0 +1,119 @@
+"""Decode a set of utterances and say what it is worth: one path for dev, test, and rows that are only predicted."""
+
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from trainer.data.loader import evaluation_batches
+from trainer.data.manifest import Manifest
+from trainer.errors import StopAsked
+from trainer.machine import Machine
+from trainer.recipe.base import Recipe
+from trainer.recipe.eval import Decode
+from trainer.task import Bad, Example, Parts, Report, Row, Task
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Rows in the manifest's order, their report, and what could not be heard."""
+
+    rows: Sequence[Row]
+    report: Report
+    bad: Sequence[Bad]
+
+
+def evaluate(
+    task: Task[Any, Any],
+    parts: Parts,
+    manifest: Manifest,
+    recipe: Recipe,
+    machine: Machine,
+    *,
+    stop: Callable[[], bool] = lambda: False,
+    on_batch: Callable[[int, int], None] = lambda done, total: None,
+) -> Evaluation:
+    """Every utterance decoded and scored, on all ranks. Raises StopAsked between two batches."""
+    rows, bad = predict(task, parts, manifest, recipe, machine, stop=stop, on_batch=on_batch)
+    report = task.score(rows)
+    provenance = {
+        **report.provenance,
+        "decode": recipe.eval.decode.model_dump(),
+        "precision": machine.precision,
+        "data_sha256": manifest.sha256,
+        "shuffled_audio": recipe.data.shuffle_audio,
+    }
+    return Evaluation(rows, replace(report, provenance=provenance), bad)
+
+
+def predict(
+    task: Task[Any, Any],
+    parts: Parts,
+    manifest: Manifest,
+    recipe: Recipe,
+    machine: Machine,
+    *,
+    stop: Callable[[], bool] = lambda: False,
+    on_batch: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[list[Row], list[Bad]]:
+    """A row an utterance, in order, with its reference and buckets; unusable ones have a `reason` and no text."""
+    how = recipe.eval
+    examples = [manifest[i] for i in range(machine.rank, len(manifest), machine.world)]
+    answers: dict[str, Row] = {}
+    bad: list[Bad] = []
+    was_training = parts.module.training
+    parts.module.eval()
+    try:
+        micro_s = how.micro_s or recipe.loop.micro_s
+        with torch.inference_mode(), machine.autocast():
+            for loaded in evaluation_batches(task, examples, micro_s, recipe.data.workers, stop):
+                bad += loaded.bad
+                if loaded.batch is not None:
+                    batch = task.prepare(loaded.batch.to(machine.device), parts, False)
+                    answers |= {row["id"]: row for row in task.predict(parts.module, batch, how.decode)}
+                on_batch(len(answers) + len(bad), len(examples))
+    finally:
+        parts.module.train(was_training)
+    if stop():
+        raise StopAsked("stopped while evaluating")
+    reasons = {b.id: b.reason for b in bad}
+    rows = machine.gathered([_row(e, answers, reasons, how.buckets) for e in examples])
+    order = {i: n for n, i in enumerate(manifest.column("id"))}
+    return sorted(rows, key=lambda r: order[r["id"]]), machine.gathered(bad)
+
+
+def with_decode(recipe: Recipe, decode: Decode) -> Recipe:
+    """The same recipe, decoding in another way."""
+    return recipe.model_copy(update={"eval": recipe.eval.model_copy(update={"decode": decode})})
+
+
+def table_lines(report: Report) -> list[str]:
+    """The report's table as a person reads it in a log."""
+    lines = []
+    for line in report.table:
+        spread = f"  (95 % {100 * line['low']:.1f}–{100 * line['high']:.1f})" if "low" in line else ""
+        lines.append(
+            f"  {line['set']:<24} WER {100 * line['wer']:6.2f} %  S {line['S']}  D {line['D']}  I {line['I']}  "
+            f"of {line['N']} words, {line['utterances']} utterances{spread}"
+        )
+    return lines
+
+
+def as_json(evaluation: Evaluation, **more: Any) -> str:
+    """One line: metrics, table and provenance."""
+    r = evaluation.report
+    return json.dumps({**more, "metrics": dict(r.metrics), "table": list(r.table), "provenance": dict(r.provenance)})
+
+
+def _row(example: Example, answers: Mapping[str, Row], reasons: Mapping[str, str], buckets: Sequence[str]) -> Row:
+    row: Row = {"id": example.id, "text": "", **answers.get(example.id, {})}
+    row |= {"reference": example.text, "speaker": example.speaker, "duration_s": example.duration_s}
+    row["buckets"] = {name: example.bucket(name) for name in buckets}
+    if example.id in reasons:
+        row["reason"] = reasons[example.id]
+    return row

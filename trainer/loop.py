@@ -1,0 +1,277 @@
+"""The loop, whole: draw a step, sum its losses, divide by its counts, step, look, save.
+
+It never asks which task it has. What an optimiser step is does not depend on how it was cut into micro-batches or
+dealt to ranks, and a resumed training goes on as if it had not stopped.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trainer.checkpoint import Checkpoint
+from trainer.data.loader import Step, StepLoader
+from trainer.data.plan import seed_of
+from trainer.errors import Diverged, StopAsked
+from trainer.logbook import Logbook, ProgressFile
+from trainer.machine import Machine
+from trainer.optim import Optimiser
+from trainer.recipe.base import Recipe
+from trainer.task import Bad, Batch, Parts, Task
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class State:
+    """Where a training stands: all that a resume needs beside the model and the optimiser."""
+
+    step: int = 0  # optimiser steps done
+    evaluated: int = -1  # the step dev was last measured at
+    best_step: int = -1
+    best_value: float = float("inf")
+    since_best: int = 0  # evaluations
+    skipped: int = 0  # steps with a non-finite gradient
+    skipped_in_a_row: int = 0
+    audio_s: float = 0.0  # trained on so far
+    train_s: float = 0.0  # spent in steps so far
+    metrics: dict[str, float] = field(default_factory=dict)  # dev's, at `evaluated`
+    stopped_early: bool = False
+
+
+class LossModule(nn.Module):
+    """What is wrapped for several ranks: one forward that is the task's losses, so that gradients are joined."""
+
+    def __init__(self, task: Task[Any, Any], module: nn.Module) -> None:
+        super().__init__()
+        self.task, self.module = task, module
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        return self.task.losses(self.module, batch)
+
+
+@dataclass
+class Training:
+    """One training with all it needs; `run` goes from where the state is to the end."""
+
+    task: Task[Any, Any]
+    parts: Parts
+    recipe: Recipe
+    machine: Machine
+    loader: StepLoader
+    optimiser: Optimiser
+    state: State
+    book: Logbook | None  # rank 0's
+    progress: ProgressFile | None
+    evaluate: Callable[[], dict[str, float]]  # dev's metrics now; raises StopAsked
+    save: Callable[[], Checkpoint | None]
+    on_bad: Callable[[Sequence[Bad]], None]
+    stop_asked: Callable[[], bool]
+
+    def run(self) -> None:
+        """Raises StopAsked with everything saved, Diverged after too many non-finite steps."""
+        self.max_steps = self.loader.plan.max_steps
+        self.wrapped = self.machine.wrap(LossModule(self.task, self.parts.module))
+        self.parts.module.train()
+        self._saved_at = time.monotonic()
+        self._sums = {k: torch.zeros((), device=self.machine.device) for k in self.task.losses_of}
+        self._counts = dict.fromkeys(self.task.losses_of, 0)
+        self._logged = (self.state.audio_s, self.state.train_s)  # as of the last log line
+        self._unread: tuple[int, Tensor, Any] | None = None
+        self._look()  # before the first step: the model as it came, or what a stop interrupted
+        self._began = time.monotonic()
+        for step in self.loader.steps(self.state.step, self.max_steps):
+            if self.state.stopped_early:
+                break
+            self._step(step)
+            self._look()
+            self._began = time.monotonic()  # waiting for data belongs to a step, looking at it does not
+        self._read_skipped()
+
+    def _step(self, step: Step) -> None:
+        keys = list(self.task.losses_of)
+        mine = [sum(m.counts[k] for m in step.micros) for k in keys]
+        *counts, stop, audio_ms = self.machine.summed([*mine, int(self.stop_asked()), round(step.audio_s * 1000)])
+        if stop:
+            self._stop()
+        if step.bad:
+            self.on_bad(step.bad)
+        self._set_seed(step.number)
+        lr = self.optimiser.set_rate(step.number, self.max_steps)
+        count_of = {k: max(1, c) for k, c in zip(keys, counts, strict=True)}
+        self._backward(step.micros, count_of)
+        norm, skipped = self.optimiser.step()
+        for k in keys:
+            self._counts[k] += count_of[k]
+        self._read_skipped()  # of the step before: its work is done by now
+        self._unread = (step.number + 1, *_start_copy(skipped))
+        self.state.step = step.number + 1
+        self.state.audio_s += audio_ms / 1000
+        self.state.train_s += time.monotonic() - self._began
+        if self.state.step % self.recipe.log.every_steps == 0 or self.state.step == self.max_steps:
+            self._log(lr, norm)
+        elif self.progress:
+            self.progress.update(step=self.state.step, phase="train")
+
+    def _backward(self, micros: Sequence[Batch], count_of: dict[str, int]) -> None:
+        if not micros and self.machine.world == 1:
+            return  # nothing usable in this step: the optimiser sees no gradient and changes nothing
+        weight = 1.0 if micros else 0.0
+        micros = micros or [self.task.dummy(1, 1.0, 1)]  # a rank without work still joins the others' gradients
+        for n, cpu_batch in enumerate(micros):
+            batch = self.task.prepare(cpu_batch.to(self.machine.device), self.parts, True)
+            last = n == len(micros) - 1
+            with self._joined_gradients(last), self.machine.autocast():
+                losses = self.wrapped(batch)
+                # joined gradients are averaged over ranks; the sum over ranks is what the counts divide
+                scale = weight * self.machine.world
+                total = torch.stack([losses[k].sum() * (scale / count_of[k]) for k in losses]).sum()
+                self.optimiser.backward(total)
+            for k, v in losses.items():
+                self._sums[k] = self._sums[k] + v.detach().sum() * weight
+
+    def _joined_gradients(self, last: bool) -> AbstractContextManager[Any]:
+        return nullcontext() if last or self.machine.world == 1 else self.wrapped.no_sync()  # type: ignore[operator]
+
+    def _look(self) -> None:
+        """After a step, and before the first: measure, keep, save, stop."""
+        s, how = self.state, self.recipe
+        last = s.step == self.max_steps
+        improved = False
+        if s.evaluated != s.step and self._evaluates_at(s.step, last):
+            improved = self._evaluate()
+        due = [
+            improved,
+            last,
+            s.stopped_early,
+            bool(how.loop.save_every_steps and s.step % how.loop.save_every_steps == 0),
+            self.machine.is_first and time.monotonic() - self._saved_at >= how.loop.save_every_s,
+        ]
+        asked = [int(any(due)), int(self.stop_asked())]
+        save, stop = self.machine.summed(asked) if self.machine.world > 1 else asked
+        if stop:
+            self._stop()
+        if save and s.step > 0:
+            self._save()
+
+    def _evaluates_at(self, step: int, last: bool) -> bool:
+        if step == 0:
+            return self.recipe.eval.before_training
+        return last or step % self.recipe.eval.every_steps == 0
+
+    def _evaluate(self) -> bool:
+        """True where this is the best so far."""
+        s = self.state
+        if self.progress:
+            self.progress.update(step=s.step, phase="evaluate")
+        try:
+            metrics = self.evaluate()
+        except StopAsked:
+            self._stop()
+        value = metrics[self.recipe.eval.metric]
+        s.evaluated, s.metrics = s.step, metrics
+        improved = value < s.best_value and s.step > 0
+        if improved:
+            s.best_step, s.best_value, s.since_best = s.step, value, 0
+        elif s.step > 0:
+            s.since_best += 1
+        patience = self.recipe.stop.patience
+        if patience is not None and s.since_best >= patience and not s.stopped_early:
+            s.stopped_early = True
+            log.info("no better %s in %d evaluations: training ends here", self.recipe.eval.metric, patience)
+        if self.book:
+            self.book.numbers(s.step, {f"dev/{k}": v for k, v in metrics.items()})
+        if self.progress:
+            best = {"step": s.best_step, "metric": self.recipe.eval.metric, "value": s.best_value}
+            self.progress.update(phase="train", best=best if s.best_step >= 0 else None)
+        return improved
+
+    def _save(self) -> None:
+        if self.progress:
+            self.progress.update(step=self.state.step, phase="save")
+        self._read_skipped()
+        self.save()
+        self._saved_at = time.monotonic()
+        if self.progress:
+            self.progress.update(phase="train")
+
+    def _stop(self) -> None:
+        """Save where there is something to save, and leave."""
+        if self.state.step > 0:
+            self._save()
+            raise StopAsked(
+                f"stopped after step {self.state.step} of {self.max_steps}; saved", "run it again to resume"
+            )
+        raise StopAsked("stopped before the first step", "run it again to start")
+
+    def _log(self, lr: float, norm: Tensor) -> None:
+        s = self.state
+        values: dict[str, float] = {}
+        # the only waits for the device between evaluations
+        for k, total in self._sums.items():
+            values[f"loss/{k}"] = self._mean_over_ranks(float(total), self._counts[k])
+            self._sums[k] = torch.zeros_like(total)
+            self._counts[k] = 0
+        grad_norm = float(norm)
+        audio_then, train_then = self._logged
+        audio_per_s = (s.audio_s - audio_then) / max(1e-9, s.train_s - train_then)
+        self._logged = (s.audio_s, s.train_s)
+        eta_s = (self.max_steps - s.step) * (s.train_s / max(1, s.step))
+        epoch = self.loader.plan.epoch_at(s.step)
+        values |= {"lr": lr, "grad_norm": grad_norm, "audio_s_per_s": audio_per_s, "epoch": epoch}
+        values |= {"skipped_steps": float(s.skipped)}
+        if self.book:
+            self.book.numbers(s.step, values)
+        loss = sum(v for k, v in values.items() if k.startswith("loss/"))
+        if self.progress:
+            self.progress.update(
+                step=s.step, phase="train", epoch=epoch, loss=loss, eta_s=eta_s, audio_s_per_s=audio_per_s
+            )
+        log.info(
+            "step %d/%d  loss %.4f  lr %.2e  grad norm %.2f  %.0f audio-s/s  epoch %.1f  %.0f s left",
+            *(s.step, self.max_steps, loss, lr, grad_norm, audio_per_s, epoch, eta_s),
+        )
+
+    def _mean_over_ranks(self, total: float, count: int) -> float:
+        if self.machine.world > 1:
+            total = sum(self.machine.gathered([total]))
+        return total / max(1, count)
+
+    def _read_skipped(self) -> None:
+        """What became of the step before: counted, and given up on after too many in a row."""
+        if self._unread is None:
+            return
+        step, copy, event = self._unread
+        self._unread = None
+        if event is not None:
+            event.synchronize()
+        if not float(copy):
+            self.state.skipped_in_a_row = 0
+            return
+        self.state.skipped += 1
+        self.state.skipped_in_a_row += 1
+        log.warning("step %d was skipped: its gradient is not finite", step)
+        if self.state.skipped_in_a_row >= self.recipe.stop.max_nonfinite:
+            raise Diverged(
+                f"{self.state.skipped_in_a_row} steps in a row had a gradient that is not finite (up to step {step})",
+                "lower train.optim.lr, or train in bf16 or fp32; the last checkpoint is whole",
+            )
+
+    def _set_seed(self, step: int) -> None:
+        """All chance inside a step (dropout) is a function of seed, step and rank: nothing of it needs saving."""
+        torch.manual_seed(seed_of(self.recipe.loop.seed, "step", step, self.machine.rank))
+
+
+def _start_copy(value: Tensor) -> tuple[Tensor, Any]:
+    """A copy on its way to the host, and what to wait for before reading it."""
+    if value.device.type != "cuda":
+        return value, None
+    copy = torch.empty((), pin_memory=True).copy_(value, non_blocking=True)
+    event = torch.cuda.Event()
+    event.record()
+    return copy, event

@@ -1,0 +1,112 @@
+"""The device, its precision and the other ranks: what the loop asks of the machine it runs on."""
+
+import logging
+import os
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from trainer.errors import BadRecipe, TrainerError
+from trainer.recipe.loop import Loop
+
+log = logging.getLogger(__name__)
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where this process computes, and its place among the ranks."""
+
+    device: torch.device
+    precision: str  # bf16, fp16, fp32, fp64
+    rank: int = 0
+    world: int = 1
+    control: Any = None  # the gloo group over which counts and flags travel: no GPU waits for them
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        dtype = DTYPES.get(self.precision)
+        return torch.autocast(self.device.type, dtype=dtype) if dtype else nullcontext()
+
+    def place(self, module: nn.Module) -> nn.Module:
+        """The module on the device, in double where the recipe asks for it."""
+        return module.to(self.device).double() if self.precision == "fp64" else module.to(self.device)
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """For gradients over all ranks; the module itself where there is one rank."""
+        if self.world == 1:
+            return module
+        from torch.nn.parallel import DistributedDataParallel
+
+        ids = [self.device.index] if self.device.type == "cuda" else None
+        return DistributedDataParallel(module, device_ids=ids)
+
+    def summed(self, values: list[int]) -> list[int]:
+        """Each number added over all ranks; before the backward pass, over gloo."""
+        if self.world == 1:
+            return values
+        t = torch.tensor(values, dtype=torch.int64)
+        dist.all_reduce(t, group=self.control)
+        return [int(v) for v in t]
+
+    def gathered(self, values: list[Any]) -> list[Any]:
+        """Every rank's list, joined in the order of the ranks."""
+        if self.world == 1:
+            return values
+        parts: list[Any] = [None] * self.world
+        dist.all_gather_object(parts, values, group=self.control)
+        return [v for part in parts for v in part]
+
+    def wait(self) -> None:
+        """Until every rank is here."""
+        if self.world > 1:
+            dist.barrier(group=self.control)
+
+
+def start_machine(loop: Loop) -> Machine:
+    """Takes the device that the recipe asks for, and this process's place under torchrun.
+
+    Raises BadRecipe where the device or its precision isn't there, TrainerError where not all ranks answer.
+    """
+    torch.set_num_threads(loop.threads)
+    world, local = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_RANK", "0"))
+    device = _device(loop.device, local)
+    precision = _precision(loop.precision, device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        torch.backends.cuda.matmul.allow_tf32 = True
+    if world == 1:
+        return Machine(device, precision)
+    if not dist.is_initialized():
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    if dist.get_world_size() != world:
+        raise TrainerError(f"{dist.get_world_size()} ranks answered, {world} were started")
+    return Machine(device, precision, dist.get_rank(), world, dist.new_group(backend="gloo"))
+
+
+def _device(asked: str, local_rank: int) -> torch.device:
+    has = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    name = next(n for n, there in has.items() if there) if asked == "auto" else asked
+    if not has[name]:
+        raise BadRecipe.one("train.loop.device", f"{name} is not available here; auto takes what is")
+    return torch.device(name, local_rank) if name == "cuda" else torch.device(name)
+
+
+def _precision(asked: str, device: torch.device) -> str:
+    if asked == "auto":
+        if device.type == "cuda":
+            return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+        return "fp32" if device.type == "cpu" else "fp16"
+    if asked == "fp16" and device.type == "cpu":
+        raise BadRecipe.one("train.loop.precision", "fp16 is not for a CPU: say bf16, fp32 or auto")
+    if asked == "fp64" and device.type == "mps":
+        raise BadRecipe.one("train.loop.precision", "fp64 is not for MPS: say fp32 or auto")
+    return asked

@@ -1,0 +1,70 @@
+"""Word and character error rates, pooled over a corpus, by bucket, with an interval."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Edit counts of an utterance or a corpus: substitutions, deletions, insertions, and reference length."""
+
+    substitutions: int = 0
+    deletions: int = 0
+    insertions: int = 0
+    length: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.substitutions + self.deletions + self.insertions
+
+    @property
+    def rate(self) -> float:
+        """Errors by reference length; an empty reference counts as one unit, so that talk over silence is seen."""
+        return self.total / max(1, self.length)
+
+    def __add__(self, other: "Errors") -> "Errors":
+        return Errors(
+            self.substitutions + other.substitutions,
+            self.deletions + other.deletions,
+            self.insertions + other.insertions,
+            self.length + other.length,
+        )
+
+
+def count_errors(reference: Sequence[str], hypothesis: Sequence[str]) -> Errors:
+    """The fewest edits from reference to hypothesis, over words or characters (Levenshtein, 1966)."""
+    from rapidfuzz.distance import Levenshtein
+
+    if not reference or not hypothesis:
+        return Errors(0, len(reference), len(hypothesis), len(reference))
+    kinds = [op.tag for op in Levenshtein.editops(reference, hypothesis)]
+    return Errors(kinds.count("replace"), kinds.count("delete"), kinds.count("insert"), len(reference))
+
+
+def pooled(errors: Sequence[Errors]) -> Errors:
+    """All errors, all reference words: what a corpus' rate is made of."""
+    return sum(errors, Errors())
+
+
+def interval(
+    errors: Sequence[Errors], groups: Sequence[str], n_resamples: int, seed: int = 0
+) -> tuple[float, float, str]:
+    """A 95 % percentile bootstrap (Bisani & Ney, 2004) of the pooled rate: low, high, and what was resampled.
+
+    Speakers are resampled where there are 20 or more, utterances otherwise: few speakers say little about their spread.
+    """
+    if not errors or n_resamples == 0:
+        rate = pooled(errors).rate
+        return rate, rate, "nothing"
+    unit = "speakers" if len(set(groups)) >= 20 else "utterances"
+    keys = list(groups) if unit == "speakers" else [str(i) for i in range(len(errors))]
+    place = {k: i for i, k in enumerate(dict.fromkeys(keys))}
+    sums = np.zeros((len(place), 2))
+    for key, e in zip(keys, errors, strict=True):
+        sums[place[key]] += (e.total, e.length)
+    picks = np.random.default_rng(seed).integers(0, len(sums), size=(n_resamples, len(sums)))
+    drawn = sums[picks].sum(axis=1)
+    low, high = np.percentile(drawn[:, 0] / np.maximum(1, drawn[:, 1]), [2.5, 97.5])
+    return float(low), float(high), unit

@@ -1,0 +1,61 @@
+"""`trainer prepare`: the work that needs no GPU, done before one is paid for."""
+
+import sys
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from trainer.data.audio import read_audio
+from trainer.data.demo import prepare_demo
+from trainer.data.manifest import Manifest
+from trainer.errors import AudioError
+from trainer.recipe.load import load_recipe
+from trainer.task import Bad
+from trainer.train import data_root, open_data
+
+
+def prepare_demo_corpus(out: Path, n_train: int, n_dev: int, n_test: int, seed: int) -> None:
+    """The demo's corpus under the volume's data/, or here."""
+    target = data_root() / out
+    prepare_demo(target, n_train=n_train, n_dev=n_dev, n_test=n_test, seed=seed)
+    print(f"✓ {target}")
+
+
+def prepare_experiment(file: Path) -> int:
+    """Index the manifests and decode every file once; says what is unusable and why. 0 where training may begin."""
+    recipe = load_recipe(file)
+    data = open_data(recipe)
+    worst = 0
+    for name, manifest in (("train", data.train), ("dev", data.dev), ("test", data.test)):
+        if manifest is None:
+            continue
+        bad = [*manifest.bad, *_undecodable(manifest, recipe.data.workers, name)]
+        share = len(bad) / max(1, len(manifest) + len(manifest.bad))
+        print(f"{name}: {len(manifest)} utterances, {manifest.hours:.2f} h, {len(bad)} unusable")
+        for reason, n in Counter(b.reason for b in bad).most_common(10):
+            print(f"  {n} × {reason}")
+        if share > recipe.data.max_bad_share:
+            print(f"  that is {100 * share:.1f} %, data.max_bad_share allows {100 * recipe.data.max_bad_share:g} %")
+            worst = 2
+    return worst
+
+
+def _undecodable(manifest: Manifest, workers: int, name: str) -> list[Bad]:
+    def read(i: int) -> Bad | None:
+        e = manifest[i]
+        try:
+            read_audio(e.audio, e.start_s, e.duration_s)
+            return None
+        except AudioError as error:
+            return Bad(e.id, error.message)
+
+    found = []
+    with ThreadPoolExecutor(workers) as pool:
+        for n, bad in enumerate(pool.map(read, range(len(manifest))), start=1):
+            if bad:
+                found.append(bad)
+            if sys.stderr.isatty() and (n % 100 == 0 or n == len(manifest)):
+                print(f"\r{name}: {n} of {len(manifest)} read", end="", file=sys.stderr, flush=True)
+    if sys.stderr.isatty():
+        print("\r\033[K", end="", file=sys.stderr)
+    return found

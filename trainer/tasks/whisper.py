@@ -1,0 +1,443 @@
+"""Whisper (Radford et al., 2022): encoder-decoder speech recognition, from the Hub, from a directory, or from nothing.
+
+Short audio is not padded to the window: the encoder runs on as many positions as the utterance's padded length has.
+At the full window this is the stock forward, bit for bit; exports load in plain transformers.
+
+B batch · T samples (16 kHz) · M mel bins · F frames (10 ms) · P encoder positions (20 ms) · L label tokens · K labelled
+positions of the whole batch · D model width · V vocabulary
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import (
+    GenerationConfig,
+    WhisperConfig,
+    WhisperFeatureExtractor,
+    WhisperForConditionalGeneration,
+    WhisperProcessor,
+    WhisperTokenizer,
+)
+from transformers.generation.utils import GenerationMixin
+from transformers.modeling_outputs import BaseModelOutput
+
+from trainer.data.audio import RATE, AudioCache, fit, padded_samples, samples_of
+from trainer.data.features import LogMel, mask_spans, stack_spans
+from trainer.errors import AudioError, BadRecipe
+from trainer.metrics.transcripts import score_transcripts
+from trainer.recipe.eval import Decode
+from trainer.recipe.whisper import WhisperRecipe, WhisperScratch
+from trainer.task import Bad, Draw, Example, Fitted, Parts, Report, Row, Size
+
+SAMPLES_A_POSITION = 320  # 20 ms: two frames, one encoder position
+SPECIALS = (
+    "<|startoftranscript|>",
+    "<|translate|>",
+    "<|transcribe|>",
+    "<|startoflm|>",
+    "<|startofprev|>",
+    "<|nospeech|>",
+    "<|notimestamps|>",
+)
+LORA_TARGETS = {
+    "all-linear": r".*\.(q_proj|k_proj|v_proj|out_proj|fc1|fc2)",
+    "attention": r".*\.(q_proj|v_proj)",
+    "decoder": r".*\.decoder\..*\.(q_proj|k_proj|v_proj|out_proj|fc1|fc2)",
+}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What becomes of one utterance in one draw, in samples; a function of the manifest row and the draw alone."""
+
+    n_samples: int
+    padded: int
+    speed: float = 1.0
+    joined: tuple[tuple[int, Example], ...] = ()  # (samples of quiet before it, utterance)
+
+
+@dataclass(frozen=True)
+class WhisperItem:
+    """One utterance ready to be padded: wave (T,), token ids with the closing one, spans that will be masked."""
+
+    id: str
+    wave_T: np.ndarray
+    padded: int
+    tokens: list[int]
+    freq_spans: list[tuple[int, int]]
+    time_spans: list[tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class WhisperBatch:
+    """Utterances of one padded length. `mel_BMF` appears in `prepare`."""
+
+    ids: Sequence[str]
+    counts: Mapping[str, int]
+    wave_BT: Tensor  # float32
+    input_BL: Tensor  # int64: prompt and text, padded with the closing token, which no loss looks at
+    label_index_K: Tensor  # int64: which of the B·L positions are labelled
+    label_K: Tensor  # int64
+    label_row_K: Tensor  # int64: whose label it is
+    freq_spans: Tensor  # (B, n, 2) int64
+    time_spans: Tensor
+    mel_BMF: Tensor = field(default_factory=lambda: torch.empty(0))
+
+    def to(self, device: torch.device) -> "WhisperBatch":
+        tensors = {k: v for k, v in vars(self).items() if isinstance(v, Tensor)}
+        moved: dict[str, Any] = {k: v.to(device, non_blocking=True) for k, v in tensors.items()}
+        return replace(self, **moved)
+
+
+class WhisperTask:
+    """Task `whisper`: see trainer.task.Task for what each method promises."""
+
+    losses_of = ("ce",)
+
+    def __init__(self, recipe: WhisperRecipe) -> None:
+        self.recipe = recipe
+        self.processor = _processor(recipe)
+        self.tokenizer = self.processor.tokenizer
+        self.extractor = self.processor.feature_extractor
+        self.window = int(self.extractor.n_samples)  # samples
+        self.prompt: list[int] = list(self.tokenizer.prefix_tokens)
+        self.end: int = int(self.tokenizer.eos_token_id)
+        self.max_tokens = 448 if recipe.model.from_scratch is None else recipe.model.from_scratch.max_tokens
+        self._audio = AudioCache(recipe.data.cache_gb)
+        self._mel = LogMel(self.extractor)
+
+    # ---- networks
+
+    def build(self, saved: Path | None = None) -> Parts:
+        lora = self.recipe.adapters
+        if saved is None or lora is not None:
+            model = _base_model(self.recipe, self.processor)
+        else:
+            model = _from_pretrained(str(saved), None, "fp32", self.recipe.model.attention)
+        self.max_tokens = int(model.config.max_target_positions)
+        if self.recipe.loop.gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        module: nn.Module = model
+        if lora is not None:
+            from peft import LoraConfig, PeftModel, get_peft_model
+
+            if saved is not None:
+                module = PeftModel.from_pretrained(model, str(saved), is_trainable=True)
+            else:
+                targets = LORA_TARGETS.get(lora.targets, lora.targets)
+                config = LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets)
+                module = get_peft_model(model, config)
+        return Parts(module)
+
+    def groups(self, module: nn.Module) -> Mapping[str, list[str]]:
+        found: dict[str, list[str]] = {"encoder": [], "decoder": []}
+        for name, p in module.named_parameters():
+            if p.requires_grad:
+                found["encoder" if re.search(r"(^|\.)encoder\.", name) else "decoder"].append(name)
+        return found
+
+    def save(self, module: nn.Module, directory: Path) -> None:
+        module.save_pretrained(str(directory))  # type: ignore[operator]
+        self.processor.save_pretrained(str(directory))
+
+    def export(self, module: nn.Module, directory: Path) -> None:
+        if self.recipe.adapters is not None:
+            module = module.merge_and_unload()  # type: ignore[operator]
+        _plain(module).save_pretrained(str(directory))
+        self.processor.save_pretrained(str(directory))
+
+    # ---- an utterance
+
+    def shape(self, example: Example, draw: Draw | None) -> Shape:
+        """Lengths and draws of an utterance: augmentation that would not fit into the window is left out."""
+        how = self.recipe.augment
+        n = samples_of(example.duration_s)
+        if draw is None:
+            return Shape(n, self._padded(n, self.recipe.eval.decode.window == "full"))
+        rng = np.random.default_rng(draw.seed)
+        full = rng.random() < self.recipe.model.full_window_share
+        speed = float(rng.choice(how.speed)) if how.speed else 1.0
+        joined = []
+        letters = len(example.text.encode())
+        for partner in draw.partners:
+            gap = samples_of(rng.uniform(*how.join_gap_s))
+            longer = n + gap + samples_of(partner.duration_s)
+            letters += 1 + len(partner.text.encode())  # a byte is a token at least
+            if longer / speed > self.window or letters + len(self.prompt) > self.max_tokens:
+                break
+            joined.append((gap, partner))
+            n = longer
+        if n / speed > self.window:
+            speed = 1.0
+        length = round(n / speed)
+        return Shape(length, self._padded(length, full), speed, tuple(joined))
+
+    def size(self, example: Example, draw: Draw | None) -> Size:
+        shape = self.shape(example, draw)
+        letters = sum(len(e.text) + 1 for e in (example, *(p for _, p in shape.joined)))
+        return Size(shape.padded / RATE, shape.n_samples / RATE, letters)
+
+    def load(self, examples: Sequence[Example], draws: Sequence[Draw | None]) -> Sequence[WhisperItem | Bad]:
+        return [self._load(e, d) for e, d in zip(examples, draws, strict=True)]
+
+    def _load(self, example: Example, draw: Draw | None) -> WhisperItem | Bad:
+        shape = self.shape(example, draw)
+        if shape.n_samples > self.window:
+            return Bad(
+                example.id, f"{example.duration_s:.2f} s is longer than the model's {self.window // RATE} s window"
+            )
+        parts = [example, *(p for _, p in shape.joined)]
+        text = " ".join(" ".join(e.text.split()) for e in parts)
+        try:
+            waves = [self._audio.read(e.audio, e.start_s, e.duration_s) for e in parts]
+        except AudioError as e:
+            return Bad(example.id, e.message)
+        wave_T = waves[0]
+        tokens = [*self.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids, self.end]
+        if len(self.prompt) + len(tokens) - 1 > self.max_tokens and draw is not None:
+            return Bad(example.id, f"a transcript of {len(tokens)} tokens does not fit the decoder's {self.max_tokens}")
+        freq: list[tuple[int, int]] = []
+        time: list[tuple[int, int]] = []
+        if draw is not None:
+            rng = np.random.default_rng([draw.seed, 1])
+            for (gap, _), wave in zip(shape.joined, waves[1:], strict=True):
+                wave_T = np.concatenate([wave_T, np.zeros(gap, dtype=np.float32), wave])
+            wave_T = self._augmented(wave_T, shape, rng)
+            freq, time = self._spans(shape.n_samples, rng)
+        return WhisperItem(example.id, fit(wave_T, shape.n_samples), shape.padded, tokens, freq, time)
+
+    def collate(self, items: Sequence[WhisperItem]) -> WhisperBatch:
+        padded = items[0].padded
+        assert all(i.padded == padded for i in items), "a micro-batch is homogeneous in padded length"
+        wave_BT = torch.zeros(len(items), padded)
+        length = len(self.prompt) - 1 + max(len(i.tokens) for i in items)
+        input_BL = torch.full((len(items), length), self.end, dtype=torch.int64)
+        index: list[int] = []
+        labels: list[int] = []
+        rows: list[int] = []
+        for b, item in enumerate(items):
+            wave_BT[b, : len(item.wave_T)] = torch.from_numpy(item.wave_T)
+            fed = [*self.prompt, *item.tokens[:-1]]
+            input_BL[b, : len(fed)] = torch.tensor(fed)
+            first = b * length + len(self.prompt) - 1  # the prompt's last position predicts the first token
+            index += range(first, first + len(item.tokens))
+            labels += item.tokens
+            rows += [b] * len(item.tokens)
+        return WhisperBatch(
+            ids=[i.id for i in items],
+            counts={"ce": len(labels)},
+            wave_BT=wave_BT,
+            input_BL=input_BL,
+            label_index_K=torch.tensor(index),
+            label_K=torch.tensor(labels),
+            label_row_K=torch.tensor(rows),
+            freq_spans=stack_spans([i.freq_spans for i in items]),
+            time_spans=stack_spans([i.time_spans for i in items]),
+        )
+
+    def dummy(self, n: int, seconds: float, tokens: int) -> WhisperBatch:
+        padded = self._padded(samples_of(seconds), False)
+        noise = np.random.default_rng(0).normal(0, 0.1, size=padded).astype(np.float32)
+        ids = [self.end] * max(1, min(tokens, self.max_tokens - len(self.prompt)))
+        return self.collate([WhisperItem(f"dummy-{i}", noise, padded, ids, [], []) for i in range(n)])
+
+    # ---- a batch, on the device
+
+    def prepare(self, batch: WhisperBatch, parts: Parts, train: bool) -> WhisperBatch:
+        parameter = next(parts.module.parameters())
+        mel_BMF = self._mel.to(batch.wave_BT.device)(batch.wave_BT)
+        if train and batch.freq_spans.shape[1] + batch.time_spans.shape[1]:
+            mel_BMF = mask_spans(mel_BMF, batch.freq_spans, batch.time_spans)
+        if parameter.dtype == torch.float64:
+            mel_BMF = mel_BMF.double()
+        return replace(batch, mel_BMF=mel_BMF)
+
+    def losses(self, module: nn.Module, batch: WhisperBatch) -> dict[str, Tensor]:
+        model = _plain(module)
+        states_BPD = encode(model.model.encoder, batch.mel_BMF)
+        hidden_BLD = model.model.decoder(
+            input_ids=batch.input_BL, encoder_hidden_states=states_BPD, use_cache=False
+        ).last_hidden_state
+        labelled_KD = hidden_BLD.flatten(0, 1).index_select(0, batch.label_index_K)
+        logits_KV = model.proj_out(labelled_KD)
+        if logits_KV.dtype != torch.float64:
+            logits_KV = logits_KV.float()
+        smoothing = self.recipe.loss.label_smoothing if module.training else 0.0
+        ce_K = F.cross_entropy(logits_KV, batch.label_K, reduction="none", label_smoothing=smoothing)
+        zero_B = torch.zeros(len(batch.ids), dtype=ce_K.dtype, device=ce_K.device)
+        return {"ce": zero_B.index_add(0, batch.label_row_K, ce_K)}
+
+    def predict(self, module: nn.Module, batch: WhisperBatch, decode: Decode) -> list[Row]:
+        """Greedy or beam search by transformers' own generation; rows hold `id` and `text`."""
+        model = _plain(module)
+        states_BPD = encode(model.model.encoder, batch.mel_BMF)
+        prompt_BL = torch.tensor([self.prompt], device=states_BPD.device).expand(len(batch.ids), -1)
+        # Whisper's own generate() adds long-form seeking and language detection; here both are decided already.
+        tokens_BL = GenerationMixin.generate(
+            model,
+            decoder_input_ids=prompt_BL,
+            encoder_outputs=BaseModelOutput(last_hidden_state=states_BPD),
+            max_new_tokens=min(decode.max_new_tokens, model.config.max_target_positions - len(self.prompt)),
+            num_beams=decode.beams,
+            do_sample=False,
+        )
+        texts = self.tokenizer.batch_decode(tokens_BL[:, len(self.prompt) :], skip_special_tokens=True)
+        return [{"id": i, "text": t.strip()} for i, t in zip(batch.ids, texts, strict=True)]
+
+    def final_decodes(self, decode: Decode) -> Mapping[str, Decode]:
+        """As the recipe says, and the other way of padding: others will serve this model with the full window."""
+        other = "full" if decode.window == "own" else "own"
+        names = {"own": "padded to its own length", "full": "padded to the full window"}
+        return {names[decode.window]: decode, names[other]: decode.model_copy(update={"window": other})}
+
+    def score(self, rows: Iterable[Row], fitted: Fitted | None = None) -> Report:
+        return score_transcripts(rows, self.recipe.eval)
+
+    # ---- helpers
+
+    def _padded(self, n_samples: int, full: bool) -> int:
+        if full:
+            return self.window
+        return min(self.window, padded_samples(n_samples, self.recipe.data.edge_s, SAMPLES_A_POSITION))
+
+    def _augmented(self, wave_T: np.ndarray, shape: Shape, rng: np.random.Generator) -> np.ndarray:
+        how = self.recipe.augment
+        if shape.speed != 1.0:
+            import soxr
+
+            wave_T = soxr.resample(wave_T, RATE * shape.speed, RATE, quality="MQ")
+        if how.gain_db:
+            wave_T = wave_T * np.float32(10 ** (rng.uniform(-how.gain_db, how.gain_db) / 20))
+        if how.noise_snr_db is not None and rng.random() < how.noise_p:
+            power = float(np.mean(np.square(wave_T))) / 10 ** (rng.uniform(*how.noise_snr_db) / 10)
+            wave_T = wave_T + rng.normal(0, power**0.5, len(wave_T)).astype(np.float32)
+        return wave_T
+
+    def _spans(self, n_samples: int, rng: np.random.Generator) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+        how = self.recipe.augment.spec
+        if how is None or rng.random() >= how.p:
+            return [], []
+        n_frames = n_samples // (SAMPLES_A_POSITION // 2)
+        bins = int(self.extractor.feature_size)
+        freq = [_span(rng, min(how.freq_width, bins), bins) for _ in range(how.freq_masks)]
+        time = [_span(rng, int(how.time_share * n_frames), n_frames) for _ in range(how.time_masks)]
+        return freq, time
+
+
+def encode(encoder: Any, mel_BMF: Tensor) -> Tensor:
+    """(B, M, F) → (B, P, D) for any even number of frames; at the window's own length equal to the stock forward."""
+    x_BDP = F.gelu(encoder.conv2(F.gelu(encoder.conv1(mel_BMF))))
+    x_BPD = x_BDP.permute(0, 2, 1)
+    x_BPD = x_BPD + encoder.embed_positions.weight[: x_BPD.shape[1]]
+    x_BPD = F.dropout(x_BPD, encoder.dropout, encoder.training)
+    for layer in encoder.layers:
+        if encoder.training and encoder.layerdrop > 0 and float(torch.rand([])) < encoder.layerdrop:
+            continue
+        x_BPD = layer(x_BPD, None)
+    states_BPD: Tensor = encoder.layer_norm(x_BPD)
+    return states_BPD
+
+
+def _span(rng: np.random.Generator, widest: int, size: int) -> tuple[int, int]:
+    width = int(rng.integers(0, widest + 1))
+    first = int(rng.integers(0, size - width + 1))
+    return first, first + width
+
+
+def _plain(module: nn.Module) -> Any:
+    """The Whisper inside, with or without adapters around its layers."""
+    plain: Any = module
+    return plain.get_base_model() if hasattr(module, "get_base_model") else plain
+
+
+def _processor(recipe: WhisperRecipe) -> Any:
+    how = recipe.model
+    if how.from_scratch is not None:
+        extractor = WhisperFeatureExtractor(feature_size=how.from_scratch.mels, chunk_length=how.from_scratch.window_s)
+        return WhisperProcessor(extractor, _byte_tokenizer())
+    assert how.name is not None
+    try:
+        processor = WhisperProcessor.from_pretrained(how.name, revision=how.revision or "main")
+        tokenizer = processor.tokenizer
+        if how.language is None and "<|he|>" in tokenizer.get_vocab():
+            raise BadRecipe.one("train.model.language", "is missing: this model is multilingual, say en, he, …")
+        tokenizer.set_prefix_tokens(
+            language=how.language, task=how.task if how.language else None, predict_timestamps=False
+        )
+    except (OSError, ValueError) as e:
+        raise BadRecipe.one("train.model", f"{how.name} can't be loaded: {str(e).splitlines()[0]}") from None
+    return processor
+
+
+def _byte_tokenizer() -> WhisperTokenizer:
+    """All 256 bytes and Whisper's special tokens: any text in any script, nothing to download."""
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    letters = sorted(ByteLevel.alphabet())
+    tokenizer = WhisperTokenizer(vocab={c: i for i, c in enumerate([*letters, "<|endoftext|>"])}, merges=[])
+    tokenizer.add_special_tokens({"extra_special_tokens": list(SPECIALS)})
+    tokenizer.pad_token = "<|endoftext|>"
+    tokenizer.set_prefix_tokens(predict_timestamps=False)
+    return tokenizer
+
+
+def _base_model(recipe: WhisperRecipe, processor: Any) -> Any:
+    how = recipe.model
+    if how.from_scratch is not None:
+        model = _scratch_model(how.from_scratch, processor, how.attention)
+    else:
+        assert how.name is not None
+        dtype = recipe.adapters.base_dtype if recipe.adapters else "fp32"
+        model = _from_pretrained(how.name, how.revision, dtype, how.attention)
+        if how.language is not None:
+            model.generation_config.language = how.language
+            model.generation_config.task = how.task
+    return model
+
+
+def _scratch_model(how: WhisperScratch, processor: Any, attention: str) -> Any:
+    tokenizer = processor.tokenizer
+    end, start = tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|startoftranscript|>")
+    special = {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end, "decoder_start_token_id": start}
+    config = WhisperConfig(
+        vocab_size=len(tokenizer),
+        num_mel_bins=how.mels,
+        d_model=how.d_model,
+        encoder_layers=how.encoder_layers,
+        decoder_layers=how.decoder_layers,
+        encoder_attention_heads=how.heads,
+        decoder_attention_heads=how.heads,
+        encoder_ffn_dim=how.ffn,
+        decoder_ffn_dim=how.ffn,
+        max_source_positions=how.window_s * 50,
+        max_target_positions=how.max_tokens,
+        dropout=how.dropout,
+        **special,
+    )
+    config._attn_implementation = attention
+    model: Any = WhisperForConditionalGeneration(config)
+    generation = GenerationConfig(suppress_tokens=[], begin_suppress_tokens=[], max_length=how.max_tokens, **special)
+    generation.no_timestamps_token_id = tokenizer.convert_tokens_to_ids("<|notimestamps|>")
+    generation.is_multilingual = False
+    generation.return_timestamps = False
+    model.generation_config = generation
+    return model
+
+
+def _from_pretrained(name: str, revision: str | None, dtype: str, attention: str) -> Any:
+    try:
+        return WhisperForConditionalGeneration.from_pretrained(
+            name,
+            revision=revision or "main",
+            dtype=torch.bfloat16 if dtype == "bf16" else torch.float32,
+            attn_implementation=attention,
+        )
+    except (OSError, ValueError) as e:
+        raise BadRecipe.one("train.model.name", f"{name} can't be loaded: {str(e).splitlines()[0]}") from None
