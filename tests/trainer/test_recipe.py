@@ -1,0 +1,129 @@
+"""The recipe: every mistake at once, in sentences; what a resume allows."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support.speech import recipe_dict, write_experiment
+
+from trainer.errors import BadRecipe
+from trainer.recipe.load import changes, load_recipe, parse_recipe
+
+ROOT = Path(__file__).parents[2]
+
+
+def mistakes(train: object) -> list[str]:
+    with pytest.raises(BadRecipe) as caught:
+        parse_recipe(train)
+    return [str(m) for m in caught.value.mistakes]
+
+
+def test_three_mistakes_are_told_at_once(tmp_path: Path) -> None:
+    found = mistakes(recipe_dict(tmp_path, optim={"lr": "fast"}, loop={"step_utt": 3}, eval={"every_steps": 0}))
+    assert len(found) == 3
+    assert any("train.optim.lr" in m and "'fast'" in m for m in found)
+    assert any("train.loop.step_utt" in m and "did you mean step_utts?" in m for m in found)
+    assert any("train.eval.every_steps" in m for m in found)
+
+
+def test_what_decides_quality_has_no_default(tmp_path: Path) -> None:
+    train = recipe_dict(tmp_path)
+    del train["eval"]["normaliser"], train["optim"]["lr"]
+    assert {m.split(":")[0] for m in mistakes(train)} == {"train.eval.normaliser", "train.optim.lr"}
+
+
+@pytest.mark.parametrize("train", [None, [], "whisper", 3])
+def test_a_train_section_of_the_wrong_kind_is_one_sentence(train: object) -> None:
+    assert mistakes(train) == ["train: must be a mapping of keys"]
+
+
+def test_an_unknown_task_names_the_known_ones() -> None:
+    assert "whisper" in mistakes({"task": "wisper"})[0]
+    assert "whisper" in mistakes({"task": ["a"]})[0]
+
+
+@pytest.mark.parametrize(
+    ("section", "change", "says"),
+    [
+        ("loop", {"epochs": 3}, "either steps or epochs"),
+        ("loop", {"step_s": 3}, "either step_utts or step_s"),
+        ("data", {"dev_from_train": 3}, "either dev"),
+        ("data", {"min_s": 5}, "must be below max_s"),
+        ("data", {"max_s": 3}, "longer than model.from_scratch.window_s"),
+        ("adapters", {"r": 4}, "adapters need a trained base"),
+        ("model", {"name": "openai/whisper-tiny"}, "either name"),
+        ("optim", {"lr": float("nan")}, "finite"),
+    ],
+)
+def test_what_contradicts_itself_is_said(tmp_path: Path, section: str, change: dict, says: str) -> None:
+    assert any(says in m for m in mistakes(recipe_dict(tmp_path, **{section: change})))
+
+
+def test_environment_variables_are_expanded_where_the_data_is_and_only_there(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("CORPUS", "/corpus")
+    train = recipe_dict(tmp_path, data={"test": ["${CORPUS}/test.jsonl", "${NOT_SET_ANYWHERE}/x"]})
+    file = write_experiment(tmp_path / "a.yaml", train)
+    with pytest.raises(BadRecipe, match="NOT_SET_ANYWHERE is not set"):
+        load_recipe(file)
+    assert load_recipe(file, expand=False).data.test[0] == "${CORPUS}/test.jsonl"
+
+
+def test_a_resume_allows_another_length_and_evaluation_and_nothing_that_changes_the_weights(tmp_path: Path) -> None:
+    old = parse_recipe(recipe_dict(tmp_path))
+    longer = parse_recipe(recipe_dict(tmp_path, loop={"steps": 99, "keep_last": 5}, eval={"every_steps": 7}))
+    assert changes(old, longer) == []
+    other = parse_recipe(recipe_dict(tmp_path, optim={"lr": 1e-3}, data={"edge_s": 1.0}))
+    assert changes(old, other) == ["data.edge_s: 0.5 → 1.0", "optim.lr: 0.003 → 0.001"]
+
+
+def test_debugged_is_a_few_steps_on_few_utterances(tmp_path: Path) -> None:
+    short = parse_recipe(recipe_dict(tmp_path, loop={"steps": None, "epochs": 50, "step_utts": 256})).debugged()
+    assert (short.loop.steps, short.loop.epochs, short.data.limit_train, short.data.limit_dev) == (6, None, 100, 20)
+    assert type(short).model_validate(short.model_dump()) == short, "what is debugged is a valid recipe"
+
+
+def check(*args: str) -> subprocess.CompletedProcess[str]:
+    script = (
+        "import sys; from trainer.__main__ import main; code = main(sys.argv[1:]); "
+        "heavy = {'torch', 'numpy', 'transformers', 'trainer.tasks', 'trainer.loop'} & set(sys.modules); "
+        "assert not heavy, heavy; sys.exit(code)"
+    )
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, "-P", "-c", script, "check", *args], capture_output=True, text=True, env=env, timeout=60
+    )
+
+
+def test_check_loads_no_torch_and_says_ok(tmp_path: Path) -> None:
+    done = check(str(write_experiment(tmp_path / "it's a \"config\".yaml", recipe_dict(tmp_path))))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "ok\n", "")
+
+
+@pytest.mark.parametrize("config", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.name)
+def test_the_configurations_we_ship_are_right(config: Path) -> None:
+    assert check(str(config)).returncode == 0
+
+
+def test_check_speaks_json_and_names_what_differs(tmp_path: Path) -> None:
+    old = write_experiment(tmp_path / "old.yaml", recipe_dict(tmp_path))
+    new = write_experiment(tmp_path / "new.yaml", recipe_dict(tmp_path, optim={"lr": 0.5}))
+    done = check(str(new), "--against", str(old), "--json")
+    assert done.returncode == 2
+    assert json.loads(done.stdout) == {"mistakes": [], "changes": ["optim.lr: 0.003 → 0.5"]}
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [(None, "No such file"), (b"train: [", "is not YAML"), (b"\xff\xfe\x00", "not UTF-8"), (b"name: x\n", "missing")],
+)
+def test_a_file_that_cannot_be_read_is_one_sentence(tmp_path: Path, content: bytes | None, says: str) -> None:
+    path = tmp_path / "new\nline 'quoted'.yaml"
+    if content is not None:
+        path.write_bytes(content)
+    done = check(str(path))
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
