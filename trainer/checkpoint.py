@@ -73,13 +73,14 @@ def save_checkpoint(
         fence.check()
         write_json(final / COMPLETE, {"schema": SCHEMA, "step": step, "metrics": metrics or {}, "sha256": digests})
     except OSError as e:
-        shutil.rmtree(beside, ignore_errors=True)
         if e.errno in (errno.ENOSPC, errno.EDQUOT):
             raise NoSpace(
                 f"the disk is full: step {step} could not be saved under {root}; earlier checkpoints are whole",
                 "free space there (or lower loop.keep_last), then run the same command again: it resumes",
             ) from e
         raise
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)  # nothing there once it is renamed
     return Checkpoint(final, step, metrics or {})
 
 
@@ -116,6 +117,7 @@ def prune(
     root: Path, keep_last: int, keep_best: int, better: Callable[[dict[str, float]], float], fence: Fence
 ) -> None:
     """Delete what is neither among the newest nor among the best; `better` gives a number, lower is better."""
+    fence.check()
     found = complete_checkpoints(root)
     keep = {c.step for c in found[-keep_last:]} | {c.step for c in best_first(found, better)[:keep_best]}
     for checkpoint in found:

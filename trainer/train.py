@@ -7,7 +7,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,15 +81,16 @@ def open_data(recipe: Recipe) -> DataSets:
     return DataSets(train, dev, test)
 
 
-def train(file: Path, run: RunDir, *, debug: bool = False) -> None:
+def train(file: Path, run: RunDir, *, debug: bool = False, stop: Callable[[], bool] | None = None) -> None:
     """Train what the file says, in this run directory, from its newest checkpoint if it has one.
 
+    `stop` is asked once a step and a batch; SIGTERM and SIGINT are what it says by default.
     Raises StopAsked (saved), Superseded, BadRecipe, BadData, Diverged, NoSpace.
     """
     recipe = load_recipe(file)
     if debug:
         recipe = recipe.debugged()
-    stop = StopFlag()
+    stop = stop or StopFlag().is_set
     machine = start_machine(recipe.loop)
     fence = _fence(run, machine)
     progress = ProgressFile(run.progress, recipe.loop.steps or 0) if machine.is_first else None
@@ -126,7 +127,7 @@ def train(file: Path, run: RunDir, *, debug: bool = False) -> None:
             evaluate=desk.measure_dev,
             save=desk.save,
             on_bad=desk.quarantine,
-            stop_asked=stop.is_set,
+            stop_asked=stop,
         ).run()
         if progress:
             progress.update(phase="evaluate")
@@ -164,11 +165,11 @@ class _Desk:
     data: DataSets
     optimiser: Optimiser
     state: State
-    stop: StopFlag
+    stop: Callable[[], bool]
 
     def measure_dev(self) -> dict[str, float]:
         began = time.monotonic()
-        result = evaluate(self.task, self.parts, self.data.dev, self.recipe, self.machine, stop=self.stop.is_set)
+        result = evaluate(self.task, self.parts, self.data.dev, self.recipe, self.machine, stop=self.stop)
         metrics = dict(result.report.metrics)
         if self.machine.is_first:
             self.quarantine(result.bad)
@@ -243,7 +244,7 @@ class _Desk:
             lines.append(as_json(before, what="before training", **self._provenance()))
         for name, decode in ways.items():
             recipe = with_decode(self.recipe, decode)
-            result = evaluate(make_task(recipe), parts, test, recipe, self.machine, stop=self.stop.is_set)
+            result = evaluate(make_task(recipe), parts, test, recipe, self.machine, stop=self.stop)
             lines.append(as_json(result, what=name, **self._provenance()))
             if self.machine.is_first:
                 log.info("test, %s", name)
@@ -264,7 +265,7 @@ class _Desk:
     def _test_before(self, test: Manifest) -> Evaluation:
         torch.manual_seed(self.recipe.loop.seed)
         fresh = placed(self.task.build(), self.machine)
-        return evaluate(self.task, fresh, test, self.recipe, self.machine, stop=self.stop.is_set)
+        return evaluate(self.task, fresh, test, self.recipe, self.machine, stop=self.stop)
 
     def _export(self, parts: Parts, best: Checkpoint) -> None:
         beside = self.run.root / f".export.{self.fence.epoch}"

@@ -114,9 +114,7 @@ def test_a_manifest_that_is_absent_or_a_folder_or_empty_is_one_sentence(tmp_path
 def test_audio_is_found_by_whole_path_then_without_its_first_part_then_by_name(tmp_path: Path) -> None:
     for name in ("one/audio/a.wav", "two/b.wav", "three/c.wav", "two/deep/d.wav"):
         sound(tmp_path, name)
-    rows = [
-        {"id": p, "audio": p, "text": "x"} for p in ("audio/a.wav", "audio/b.wav", "x/y/c.wav", "audio/deep/d.wav")
-    ]
+    rows = [{"id": p, "audio": p, "text": "x"} for p in ("audio/a.wav", "audio/b.wav", "x/y/c.wav", "audio/deep/d.wav")]
     manifest = opened(write_manifest(tmp_path / "m.jsonl", rows), audio_dirs=["one", "two", "three"])
     found = [Path(manifest[i].audio).relative_to(tmp_path).as_posix() for i in range(4)]
     assert found == ["one/audio/a.wav", "two/b.wav", "three/c.wav", "two/deep/d.wav"]
@@ -131,7 +129,7 @@ def test_an_audio_path_that_fits_two_files_is_an_error_that_names_both(tmp_path:
 
 
 def test_paths_with_spaces_quotes_and_newlines_are_paths(tmp_path: Path) -> None:
-    name = "it's a \"b\"\nc é.wav"
+    name = 'it\'s a "b"\nc é.wav'
     sound(tmp_path, name)
     manifest = opened(write_manifest(tmp_path / "my manifest's.jsonl", [{"id": "a", "audio": name, "text": "x"}]))
     assert Path(manifest[0].audio).name == name

@@ -98,7 +98,7 @@ def check(*args: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_check_loads_no_torch_and_says_ok(tmp_path: Path) -> None:
-    done = check(str(write_experiment(tmp_path / "it's a \"config\".yaml", recipe_dict(tmp_path))))
+    done = check(str(write_experiment(tmp_path / 'it\'s a "config".yaml', recipe_dict(tmp_path))))
     assert (done.returncode, done.stdout, done.stderr) == (0, "ok\n", "")
 
 

@@ -169,6 +169,7 @@ def test_a_saved_module_comes_back_bit_for_bit(tmp_path: Path) -> None:
     ours, theirs = parts.module.state_dict(), again.state_dict()
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[k], theirs[k]) for k in ours)
+    assert task.groups(again) == task.groups(parts.module), "what is trained is what was trained"
 
 
 def test_adapters_are_trained_alone_saved_alone_and_merged_in_the_export(tmp_path: Path, saved_whisper: Path) -> None:

@@ -122,6 +122,8 @@ class WhisperTask:
         else:
             model = _from_pretrained(str(saved), None, "fp32", self.recipe.model.attention)
         self.max_tokens = int(model.config.max_target_positions)
+        # sinusoids, fixed in the paper; loading from a file would quietly make them trainable (transformers 5.23)
+        model.model.encoder.embed_positions.requires_grad_(False)
         if self.recipe.loop.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         module: nn.Module = model

@@ -1,0 +1,77 @@
+"""The optimiser: schedules, groups, and steps that are not taken."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from trainer.errors import BadRecipe
+from trainer.optim import lr_at, make_optimiser
+from trainer.recipe.optim import Optim
+
+
+def module() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.ModuleDict({"encoder": nn.Linear(3, 3), "decoder": nn.ModuleList([nn.Embedding(4, 3), nn.LayerNorm(3)])})
+
+
+def groups(m: nn.Module) -> dict[str, list[str]]:
+    names = [n for n, _ in m.named_parameters()]
+    return {g: [n for n in names if n.startswith(g)] for g in ("encoder", "decoder")}
+
+
+@given(st.sampled_from(["linear", "cosine", "constant"]), st.integers(1, 500), st.floats(0, 1), st.floats(0, 1))
+def test_the_rate_rises_to_one_then_never_rises_again(schedule: str, steps: int, warmup: float, final: float) -> None:
+    how = Optim(lr=1, schedule=schedule, warmup_share=warmup, final_share=final)
+    rates = [lr_at(s, steps, how) for s in range(steps)]
+    assert all(0 < r <= 1 + 1e-12 for r in rates if final > 0)
+    top = rates.index(max(rates))
+    assert rates[: top + 1] == sorted(rates[: top + 1])
+    assert all(a >= b - 1e-12 for a, b in zip(rates[top:], rates[top + 1 :], strict=False))
+
+
+def test_a_step_whose_gradient_is_not_finite_changes_nothing_at_all() -> None:
+    m = module()
+    optimiser = make_optimiser(m, groups(m), Optim(lr=0.1), "fp32")
+
+    def step(value: float) -> tuple[float, float]:
+        loss = m["encoder"](torch.ones(1, 3)).sum() + m["decoder"][1](m["decoder"][0](torch.tensor([1]))).pow(2).sum()
+        optimiser.backward(loss * value)
+        norm, skipped = optimiser.step()
+        return float(norm), float(skipped)
+
+    step(1.0)
+    before = [p.clone() for p in m.parameters()]
+    state = {k: {n: t.clone() for n, t in s.items()} for k, s in optimiser.adamw.state_dict()["state"].items()}
+    for bad in (math.nan, math.inf):
+        assert step(bad)[1] == 1.0
+    assert all(torch.equal(a, b) for a, b in zip(before, m.parameters(), strict=True))
+    after = optimiser.adamw.state_dict()["state"]
+    assert all(torch.equal(state[k][n], after[k][n]) for k in state for n in state[k])
+    assert step(1.0)[1] == 0.0
+    assert not all(torch.equal(a, b) for a, b in zip(before, m.parameters(), strict=True))
+
+
+def test_decay_spares_biases_norms_and_embeddings_and_groups_have_their_rates() -> None:
+    m = module()
+    optimiser = make_optimiser(m, groups(m), Optim(lr=0.1, weight_decay=0.5, group_lr={"decoder": 0.1}), "fp32")
+    decay = {id(p): g["weight_decay"] for g in optimiser.adamw.param_groups for p in g["params"]}
+    for name, p in m.named_parameters():
+        assert decay[id(p)] == (0.5 if name == "encoder.weight" else 0.0), name
+    optimiser.set_rate(50, 100)
+    rates = {g["name"]: g["lr"] for g in optimiser.adamw.param_groups}
+    assert rates["decoder"] == pytest.approx(rates["encoder"] / 10)
+
+
+def test_a_group_of_factor_zero_is_frozen_and_unknown_groups_are_named() -> None:
+    m = module()
+    optimiser = make_optimiser(m, groups(m), Optim(lr=0.1, group_lr={"encoder": 0}), "fp32")
+    assert not any(p.requires_grad for p in m["encoder"].parameters())
+    assert {g["name"] for g in optimiser.adamw.param_groups} == {"decoder"}
+    with pytest.raises(BadRecipe, match="encoder, decoder"):
+        make_optimiser(m, groups(m), Optim(lr=0.1, group_lr={"head": 1}), "fp32")
+    with pytest.raises(BadRecipe, match="nothing to train"):
+        make_optimiser(m, groups(m), Optim(lr=0.1, group_lr={"encoder": 0, "decoder": 0}), "fp32")

@@ -1,0 +1,102 @@
+"""Law 11 and 12: an optimiser step is the same however it is cut, and wherever."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from support.speech import make_corpus, recipe_dict, write_experiment
+
+from trainer.data.loader import StepLoader
+from trainer.data.manifest import open_manifests
+from trainer.loop import State, Training
+from trainer.machine import start_machine
+from trainer.optim import make_optimiser
+from trainer.recipe.load import parse_recipe
+from trainer.task import make_task
+
+ROOT = Path(__file__).parents[2]
+
+
+def trained(folder: Path, micro_s: float, steps: int = 3, **sections: dict) -> tuple[dict[str, torch.Tensor], list]:
+    """Parameters after some steps in float64, and each step's (loss sum, count)."""
+    loop = {"precision": "fp64", "micro_s": micro_s, "steps": steps, "step_utts": 8, **sections.pop("loop", {})}
+    recipe = parse_recipe(recipe_dict(folder, loop=loop, **sections))
+    manifest = open_manifests([folder / "train.jsonl"], recipe.data, folder, folder / "cache")
+    machine = start_machine(recipe.loop)
+    task = make_task(recipe)
+    torch.manual_seed(0)
+    parts = task.build()
+    machine.place(parts.module)
+    loader = StepLoader(task, manifest, recipe)
+    optimiser = make_optimiser(parts.module, task.groups(parts.module), recipe.optim, "fp64")
+    training = Training(
+        task, parts, recipe, machine, loader, optimiser, State(), None, None,
+        evaluate=lambda: {"wer": 1.0}, save=lambda: None, on_bad=lambda bad: None, stop_asked=lambda: False,
+    )  # fmt: skip
+    training.run()
+    n_micros = [len(loader.micros_of(s)[1]) for s in range(steps)]
+    return {n: p.detach().clone() for n, p in parts.module.named_parameters()}, n_micros
+
+
+def furthest(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    return max(float((a[n] - b[n]).abs().max()) for n in a)
+
+
+def test_the_update_is_the_same_however_a_step_is_cut(tmp_path: Path) -> None:
+    make_corpus(tmp_path, 24)
+    whole, few = trained(tmp_path, micro_s=1000.0)
+    single, many = trained(tmp_path, micro_s=0.1)
+    middle, _ = trained(tmp_path, micro_s=1.5)
+    assert all(n == 8 for n in many)
+    assert all(n < 5 for n in few)
+    assert furthest(whole, single) < 1e-9
+    assert furthest(whole, middle) < 1e-9
+    start, _ = trained(tmp_path, micro_s=1000.0, loop={"steps": 1}, optim={"lr": 1e-30})
+    assert furthest(start, whole) > 1e-3, "a test of equality must see a training that moves"
+
+
+def test_augmented_steps_are_the_same_however_they_are_cut(tmp_path: Path) -> None:
+    make_corpus(tmp_path, 20)
+    augment = {"speed": [0.9, 1.0, 1.1], "join_p": 0.5, "spec": {"p": 1.0}, "gain_db": 3}
+    whole, _ = trained(tmp_path, micro_s=1000.0, augment=augment)
+    single, _ = trained(tmp_path, micro_s=0.1, augment=augment)
+    assert furthest(whole, single) < 1e-9
+
+
+def test_an_unusable_utterance_leaves_the_others_update_alone(tmp_path: Path) -> None:
+    """Its step divides by what is left: the same as if the row had never been drawn."""
+    make_corpus(tmp_path, 8)
+    (tmp_path / "train" / "train-3.wav").write_bytes(b"RIFF")
+    lines = (tmp_path / "train.jsonl").read_text().splitlines(keepends=True)
+    with_bad, _ = trained(tmp_path, micro_s=1000.0, steps=1)
+    (tmp_path / "train.jsonl").write_text("".join(line for line in lines if '"train-3"' not in line))
+    without, _ = trained(tmp_path, micro_s=1000.0, steps=1)
+    assert furthest(with_bad, without) < 1e-9
+
+
+@pytest.mark.slow
+def test_two_ranks_train_what_one_trains(tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus"
+    for name, n in (("train", 21), ("dev", 5), ("test", 5)):
+        make_corpus(corpus, n, seed=n, name=name)
+    train = recipe_dict(corpus, loop={"precision": "fp64", "steps": 4, "step_utts": 7}, eval={"every_steps": 2})
+    file = write_experiment(tmp_path / "a.yaml", train)
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    for ranks in (1, 2):
+        run = [str(file), "--run-dir", str(tmp_path / f"run{ranks}")]
+        argv = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+        done = subprocess.run(
+            [*argv, "-m", "trainer", "train", *run], env=env, capture_output=True, text=True, timeout=240, cwd=ROOT
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+    from safetensors.torch import load_file
+
+    one, two = (load_file(tmp_path / f"run{r}/checkpoints/step-00000004/model/model.safetensors") for r in (1, 2))
+    assert furthest(one, two) < 1e-9
+    rows = [(tmp_path / f"run{r}/reports/dev.rows.jsonl").read_text() for r in (1, 2)]
+    assert rows[0] == rows[1]
+    assert len([json.loads(line) for line in rows[0].splitlines()]) == 5

@@ -1,0 +1,285 @@
+"""One training from file to report: resumed exactly, stopped politely, refused where it would be another one."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import soundfile
+import torch
+from safetensors.torch import load_file
+from support.speech import RATE, make_corpus, recipe_dict, tone, write_experiment
+
+from remote.fence import Superseded, take_epoch
+from remote.rundir import EPOCH_ENV, RunDir, parse_progress
+from trainer.__main__ import main
+from trainer.checkpoint import complete_checkpoints
+from trainer.errors import BadData, BadRecipe, Diverged, StopAsked
+from trainer.train import train
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _own_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for name in ("PODCTL_VOLUME", EPOCH_ENV):
+        monkeypatch.delenv(name, raising=False)
+    before = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for s, handler in before.items():
+        signal.signal(s, handler)
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    for name, n in (("train", 20), ("dev", 4), ("test", 4)):
+        make_corpus(tmp_path / "corpus", n, seed=n, name=name)
+    return tmp_path / "corpus"
+
+
+def experiment(corpus: Path, name: str = "a.yaml", **sections: dict) -> Path:
+    return write_experiment(corpus.parent / name, recipe_dict(corpus, **sections))
+
+
+class After:
+    """Says stop from the n-th question on."""
+
+    def __init__(self, n: int) -> None:
+        self.left = n
+
+    def __call__(self) -> bool:
+        self.left -= 1
+        return self.left < 0
+
+
+def weights(run: Path, step: int) -> dict[str, torch.Tensor]:
+    return load_file(run / "checkpoints" / f"step-{step:08d}" / "model" / "model.safetensors")
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_run_leaves_everything_that_was_promised(corpus: Path, tmp_path: Path) -> None:
+    run = RunDir(tmp_path / 'it\'s a "run"')
+    train(experiment(corpus, log={"tensorboard": True}), run)
+    dev, test = lines(run.reports / "dev.jsonl"), lines(run.reports / "test.jsonl")
+    assert [r["step"] for r in dev] == [0, 3, 6], "the first row is the model before training"
+    assert [r["what"] for r in test] == [
+        "before training",
+        "padded to its own length",
+        "padded to the full window",
+    ]
+    assert {"normaliser_sha256", "decode", "data_sha256", "precision"} <= test[1]["provenance"].keys()
+    assert {"wer", "cer", "wer_raw", "wer/age=old"} <= test[1]["metrics"].keys()
+    keys = {k for line in lines(run.metrics) for k in line}
+    assert {"loss/ce", "lr", "grad_norm", "audio_s_per_s", "dev/wer", "test/wer"} <= keys
+    assert list(run.tensorboard.glob("events.*"))
+    progress = parse_progress(json.loads(run.progress.read_text()))
+    assert progress is not None
+    assert (progress.step, progress.max_steps) == (6, 6)
+    summary = json.loads(run.summary.read_text())
+    assert summary["headline"].startswith("test WER ")
+    assert summary["best_step"] == json.loads(run.best.read_text())["step"]
+    for name in ("model.safetensors", "tokenizer.json", "recipe.json", "provenance.json"):
+        assert (run.export / name).exists(), name
+    assert not run.quarantine.exists()
+
+
+@pytest.mark.parametrize("questions", [[4], [11], [4, 4, 4], [1], [23]])
+def test_stopped_and_resumed_it_ends_bit_identical(corpus: Path, tmp_path: Path, questions: list[int]) -> None:
+    """Mid-epoch, at an epoch's end, three times in one, before the first step, in an evaluation."""
+    sections = {
+        "loop": {"steps": 10, "step_utts": 4},  # an epoch is five steps
+        "augment": {"speed": [0.9, 1.1], "join_p": 0.3, "spec": {"p": 0.5}},
+        "model": {"from_scratch": {**recipe_dict(corpus)["model"]["from_scratch"], "dropout": 0.1}},
+    }
+    file = experiment(corpus, **sections)
+    train(file, RunDir(tmp_path / "whole"))
+    stopped = 0
+    for n in questions:
+        try:
+            train(file, RunDir(tmp_path / "stopped"), stop=After(n))
+        except StopAsked:
+            stopped += 1
+    assert stopped
+    train(file, RunDir(tmp_path / "stopped"))
+    one, two = weights(tmp_path / "whole", 10), weights(tmp_path / "stopped", 10)
+    assert all(torch.equal(one[k], two[k]) for k in one)
+    for name in ("reports/dev.jsonl", "reports/test.jsonl"):
+        a, b = (lines(tmp_path / r / name) for r in ("whole", "stopped"))
+        assert [x["metrics"] for x in a] == [x["metrics"] for x in b], name
+    steps = [line["step"] for line in lines(tmp_path / "stopped" / "metrics.jsonl") if "loss/ce" in line]
+    assert steps == [2, 4, 6, 8, 10], "no step is written down twice"
+
+
+def test_a_finished_run_asked_again_does_nothing_to_its_weights(corpus: Path, tmp_path: Path) -> None:
+    file, run = experiment(corpus), RunDir(tmp_path / "run")
+    train(file, run)
+    before, headline = weights(run.root, 6), run.summary.read_text()
+    train(file, run)
+    assert all(torch.equal(v, weights(run.root, 6)[k]) for k, v in before.items())
+    assert run.summary.read_text() == headline
+
+
+def test_a_longer_length_goes_on_and_another_rate_is_refused(corpus: Path, tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    train(experiment(corpus), run)
+    train(experiment(corpus, loop={"steps": 8}), run)
+    assert complete_checkpoints(run.checkpoints)[-1].step == 8
+    with pytest.raises(BadRecipe, match=r"optim\.lr: 0\.003 → 0\.1"):
+        train(experiment(corpus, optim={"lr": 0.1}, loop={"steps": 9}), run)
+
+
+def test_a_manifest_that_changed_since_is_refused(corpus: Path, tmp_path: Path) -> None:
+    file, run = experiment(corpus), RunDir(tmp_path / "run")
+    train(file, run)
+    make_corpus(corpus, 21, seed=20, name="train")
+    with pytest.raises(BadData, match="the manifests of train changed"):
+        train(file, run)
+
+
+def test_a_superseded_training_writes_no_more(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = RunDir(tmp_path / "run")
+    monkeypatch.setenv(EPOCH_ENV, str(take_epoch(run.writer)))
+    take_epoch(run.writer)  # another machine took over
+    with pytest.raises(Superseded):
+        train(experiment(corpus), run)
+    assert complete_checkpoints(run.checkpoints) == []
+
+
+def test_unusable_audio_is_counted_and_the_training_goes_on(corpus: Path, tmp_path: Path) -> None:
+    (corpus / "train" / "train-3.wav").write_bytes(b"not audio")
+    soundfile.write(corpus / "dev" / "dev-1.wav", tone(["low"]) * 0, RATE)
+    run = RunDir(tmp_path / "run")
+    train(experiment(corpus), run)
+    reasons = {r["id"]: r["reason"] for r in lines(run.quarantine)}
+    assert set(reasons) == {"train-3", "dev-1"}
+    assert "silent" in reasons["dev-1"]
+    assert lines(run.reports / "dev.jsonl")[0]["metrics"]["unusable"] == 1
+    silent = next(r for r in lines(run.reports / "dev.rows.jsonl") if r["id"] == "dev-1")
+    assert (silent["text"], "silent" in silent["reason"]) == ("", True)
+
+
+def test_a_training_that_diverges_gives_up_with_its_last_checkpoint_whole(corpus: Path, tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    sections = {"loop": {"steps": 40, "save_every_steps": 1}, "stop": {"max_nonfinite": 3}, "eval": {"every_steps": 50}}
+    with pytest.raises(Diverged, match="3 steps in a row"):
+        train(experiment(corpus, optim={"lr": 1e30, "clip_norm": 1e30, "warmup_share": 0}, **sections), run)
+    assert complete_checkpoints(run.checkpoints)
+
+
+def test_patience_ends_a_training_that_no_longer_gets_better(corpus: Path, tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    train(experiment(corpus, optim={"lr": 1e-30}, loop={"steps": 90}, stop={"patience": 2}), run)
+    assert complete_checkpoints(run.checkpoints)[-1].step == 9
+    assert run.summary.exists()
+
+
+def test_dev_and_train_must_be_apart(corpus: Path, tmp_path: Path) -> None:
+    with pytest.raises(BadData, match="stand in train and in dev"):
+        train(experiment(corpus, data={"dev": [str(corpus / "train.jsonl")]}), RunDir(tmp_path / "run"))
+
+
+def test_debug_is_short(corpus: Path, tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    assert main(["train", str(experiment(corpus, loop={"steps": 10_000})), "--run-dir", str(run), "--debug"]) == 0
+    assert complete_checkpoints(run.checkpoints)[-1].step == 6
+
+
+def test_evaluate_reproduces_the_reported_number(corpus: Path, tmp_path: Path, capsys) -> None:
+    file, run = experiment(corpus), RunDir(tmp_path / "run")
+    train(file, run)
+    reported = lines(run.reports / "test.jsonl")[1]["metrics"]
+    assert main(["evaluate", "--run", str(run)]) == 0
+    (path,) = run.reports.glob("evaluate-*.json")
+    again = json.loads(path.read_text())["metrics"]
+    assert again == reported
+    assert f"WER {100 * reported['wer']:6.2f} %" in capsys.readouterr().out
+    out = tmp_path / "out"
+    argv = ["evaluate", "--model", str(run.export), str(corpus / "test.jsonl"), "--out", str(out)]
+    assert main(argv) == 0
+    assert json.loads(next(out.glob("*.json")).read_text())["metrics"] == reported, "the export is the reported model"
+
+
+def test_predict_answers_manifests_and_files_and_names_what_it_could_not_hear(
+    corpus: Path, tmp_path: Path, capsys
+) -> None:
+    run = RunDir(tmp_path / "run")
+    train(experiment(corpus), run)
+    capsys.readouterr()
+    out = tmp_path / "answers" / "a.jsonl"
+    assert main(["predict", "--run", str(run), str(corpus / "test.jsonl"), "--out", str(out)]) == 0
+    expected = {r["id"]: r["text"] for r in lines(run.reports / "test-padded-to-its-own-length.rows.jsonl")}
+    assert {r["id"]: r["text"] for r in lines(out)} == expected
+    sound, gone = str(corpus / "test" / "test-0.wav"), str(tmp_path / "gone.wav")
+    assert main(["predict", "--model", str(run.export), sound, gone]) == 1
+    said = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert said[0] == {"id": sound, "text": expected["test-0"]}
+    assert said[1]["id"] == gone
+    assert "does not exist" in said[1]["reason"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["evaluate", "--run", "nowhere"], "no complete checkpoint"),
+        (["predict", "--model", "nowhere", "a.wav"], "is not a model"),
+        (["predict", "--model", "nowhere"], "nothing to transcribe"),
+        (["train", "nowhere.yaml", "--run-dir", "x"], "No such file"),
+        (["evaluate", "--model", "nowhere", "--set", "nonsense", "a.jsonl"], "is not a model"),
+    ],
+)
+def test_bad_arguments_are_one_sentence_and_exit_code_two(
+    argv: list[str], says: str, tmp_path: Path, capsys, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(argv) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_prepare_reads_every_file_and_says_what_is_unusable(corpus: Path, capsys) -> None:
+    file = experiment(corpus)
+    assert main(["prepare", str(file)]) == 0
+    (corpus / "train" / "train-3.wav").write_bytes(b"not audio")
+    assert main(["prepare", str(file)]) == 2
+    said = capsys.readouterr().out
+    assert "train: 20 utterances" in said
+    assert "data.max_bad_share allows 1 %" in said
+
+
+@pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="needs espeak-ng")
+def test_prepare_demo_is_the_same_twice_and_all_or_nothing(tmp_path: Path, monkeypatch) -> None:
+    sizes = ["--train", "6", "--dev", "2", "--test", "2"]
+    monkeypatch.setenv("PODCTL_VOLUME", str(tmp_path / "volume"))
+    assert main(["prepare", "demo", "--out", "one", *sizes]) == 0
+    assert main(["prepare", "demo", "--out", "two", *sizes]) == 0
+    one, two = tmp_path / "volume" / "data" / "one", tmp_path / "volume" / "data" / "two"
+    files = sorted(p.relative_to(one) for p in one.rglob("*") if p.is_file())
+    assert len(files) == 13
+    assert all((one / f).read_bytes() == (two / f).read_bytes() for f in files)
+    assert {r["age_bucket"] for r in lines(one / "train.jsonl")} == {"3-4", "5-7", "8-11", "12+"}
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert main(["prepare", "demo", "--out", "three", *sizes]) == 1
+    assert sorted(p.name for p in one.parent.iterdir()) == ["one", "two"]
+
+
+def test_sigterm_saves_and_leaves_with_seventy_five(corpus: Path, tmp_path: Path) -> None:
+    file, run = experiment(corpus, loop={"steps": 100_000}), RunDir(tmp_path / "run")
+    argv = [sys.executable, "-P", "-m", "trainer", "train", str(file), "--run-dir", str(run)]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(argv, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert process.stdout is not None
+    seen = next(line for line in process.stdout if "step 4/" in line)
+    process.send_signal(signal.SIGTERM)
+    rest = process.stdout.read()
+    assert process.wait(60) == 75, seen + rest
+    last = complete_checkpoints(run.checkpoints)[-1].step
+    assert f"stopped after step {last} of 100000; saved" in rest
+    assert "Traceback" not in rest
