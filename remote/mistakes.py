@@ -1,6 +1,7 @@
 """A mistake in an experiment file: where, what, and what would be right. Both halves of the file speak this way."""
 
 import difflib
+import re
 from dataclasses import dataclass
 from typing import Any, Iterable, List, Mapping, Sequence
 
@@ -35,6 +36,7 @@ def _mistake(error: Mapping[str, Any], prefix: str, known: Mapping[str, Sequence
         return Mistake(where, str(ctx.get("error", error["msg"])))
     message = str(error["msg"])
     message = message.replace("Input should be", "must be").replace("valid dictionary", "mapping of keys")
+    message = re.sub(r" or instance of \w+", "", message)
     message = message.replace("a valid ", "a ").replace("unable to parse string as", "not")
     return Mistake(where, "{}, not {}".format(message, _shown(value)))
 

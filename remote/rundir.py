@@ -13,7 +13,7 @@ from remote.files import StrPath, read_json, write_json
 
 SCHEMA = 1
 HEARTBEAT_S = 5.0
-STALE_S = 60.0  # a heartbeat this old, on a machine that has forgotten the session, means that the run is lost
+STALE_S = 60.0  # a heartbeat this old, where the machine can't be asked, means that the run is lost
 
 VOLUME_ENV = "PODCTL_VOLUME"  # the volume's root, the only place it comes from
 RUN_ENV = "PODCTL_RUN_DIR"  # the run directory, for the job
@@ -281,11 +281,17 @@ def state_after(exit_code: int, asked_to_stop: bool) -> str:
     return FAILED
 
 
-def is_lost(status: Status, session_alive: bool, now: float) -> bool:
-    """No final word, and nobody left to say one: the session is gone, or its heartbeat is."""
+def is_lost(status: Status, runner_alive: Optional[bool], now: float) -> bool:
+    """No final word, and nobody left to say one.
+
+    `runner_alive` is what the machine says that it ran on; None where that machine can't be asked: then an old heartbeat
+    decides. A living runner is never lost, however full the volume that its heartbeat lies on.
+    """
     if status.is_final:
         return False
-    return not session_alive or now - status.heartbeat_at > STALE_S
+    if runner_alive is not None:
+        return not runner_alive
+    return now - status.heartbeat_at > STALE_S
 
 
 def _only_fields(cls: Any, value: Mapping[str, Any]) -> Dict[str, Any]:

@@ -1,10 +1,10 @@
 """Trainings that are killed at a chosen boundary of a save: run as a program, it forks one child a training.
 
 usage: killing.py EXPERIMENT RUN_DIR count SAVE          → prints how many boundaries the SAVE-th save has
-       killing.py EXPERIMENT RUN_DIR kill SAVE AT [AT …] → for each AT: a fresh run killed there, then resumed to its end
+       killing.py EXPERIMENT RUN_DIR kill SAVE AT [AT …] → for each AT: a fresh run killed there, then resumed
 
-A boundary lies before and after every open-for-writing, fsync, rename, mkdir, remove and rmdir under the run directory, and
-in the middle of the two big writes. The parent has loaded torch and never used it, so that forking is safe.
+A boundary lies before and after every open-for-writing, fsync, rename, mkdir, remove and rmdir of a save, and in the
+middle of the two big writes. The parent has loaded torch and never used it, so that forking is safe.
 """
 
 import functools
@@ -62,7 +62,7 @@ class Killer:
             result = real(*args, **kwargs)
             path = args[path_at] if len(args) > path_at else kwargs["filename"]
             if self.inside and self.seen == self.at:
-                os.truncate(path, os.path.getsize(path) // 2)
+                os.truncate(path, Path(path).stat().st_size // 2)
             self.boundary()
             self.boundary()
             return result

@@ -104,7 +104,7 @@ def test_more_bad_rows_than_allowed_is_a_refusal_with_examples(tmp_path: Path) -
 
 def test_a_manifest_that_is_absent_or_a_folder_or_empty_is_one_sentence(tmp_path: Path) -> None:
     for name in ("absent.jsonl", "."):
-        with pytest.raises(BadData, match="No such file|is a folder"):
+        with pytest.raises(BadData, match=r"No such file|is a folder"):
             opened(tmp_path / name)
     (tmp_path / "empty.jsonl").touch()
     with pytest.raises(BadData, match="no utterance can be used"):
