@@ -150,11 +150,13 @@ class Attempt:
             )
         self._link_current_log(volume)
 
+        self._supervisor.end_all(lambda: machine.left_by_earlier(self._run.root, self._epoch))
         python = self._environment(job, volume, Path(disk))
         self._facts = threading.Thread(target=self._write_facts, args=(python,), daemon=True)
         self._facts.start()
         env = environment_of(job, self._run, volume, self._epoch, python, os.environ, secrets)
 
+        self._supervisor.check()
         self._reporter.update(state=RUNNING, phase="prep" if job.prep else "train")
         self._prep(job, volume, env)
 
@@ -229,7 +231,7 @@ class Attempt:
     def _finish(self, ended: Ended, state: str, reason: str) -> int:
         if self._facts and not self._reporter.superseded_by():
             self._facts.join(FACTS_PATIENCE_S)
-        if self._reporter.superseded_by():
+        if self._is_superseded():
             return EXIT_SAVED
         if self._log.lost:
             lost = "the log lacks {} bytes: {}".format(self._log.lost, self._log.trouble)
@@ -253,6 +255,14 @@ class Attempt:
         if not was_written:
             _complain("the volume did not take the final status: {} {}".format(state, reason))
         return ended.exit_code
+
+    def _is_superseded(self) -> bool:
+        """Looks anew: the newer attempt may have ended our job before we heard of it."""
+        try:
+            self._fence.check()
+        except (Superseded, OSError) as e:
+            return isinstance(e, Superseded)
+        return bool(self._reporter.superseded_by())
 
     def _link_current_log(self, volume: Volume) -> None:
         link = volume.current_log
