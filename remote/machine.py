@@ -1,5 +1,6 @@
 """The machine as its kernel tells it: which boot this is, which process has a pid, who is left of a group."""
 
+import json
 import os
 import platform
 import shutil
@@ -10,6 +11,11 @@ from typing import Any, Dict, List
 
 from remote.files import StrPath
 from remote.rundir import EPOCH_ENV, RUN_ENV
+
+PACKAGES = (
+    *("torch", "transformers", "accelerate", "peft", "datasets", "huggingface_hub", "tokenizers", "safetensors"),
+    *("numpy", "pyarrow", "soundfile", "jiwer"),
+)
 
 
 def boot_id() -> str:
@@ -98,6 +104,24 @@ def facts() -> Dict[str, Any]:
         "memory_gb": _memory_gb(),
         "gpus": _gpus(),
     }
+
+
+def python_facts(python: str) -> Dict[str, Any]:
+    """What `env.json` says of a Python: its version and those of what decides a training, asked of that Python."""
+    code = (
+        "import json, sys, importlib.metadata as m\n"
+        "def v(n):\n"
+        "    try: return m.version(n)\n"
+        "    except m.PackageNotFoundError: return None\n"
+        "print(json.dumps({'executable': sys.executable, 'version': sys.version.split()[0],\n"
+        "  'packages': {n: v(n) for n in sys.argv[1:] if v(n)}}))"
+    )
+    try:
+        argv = [python, "-I", "-c", code, *PACKAGES]
+        out = subprocess.run(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=60).stdout
+        return dict(json.loads(out.decode("utf-8")))
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return {"executable": python}
 
 
 def usable_cpus() -> int:

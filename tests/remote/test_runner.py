@@ -21,9 +21,9 @@ os.write(1, b"pid %d up\\n" % os.getpid())  # in one piece
 while True: time.sleep(0.05)
 """
 STUBBORN = """
-import signal, time
+import os, signal, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
-print("up", flush=True)
+os.write(1, b"pid %d up\\n" % os.getpid())
 while True: time.sleep(0.05)
 """
 
@@ -172,10 +172,12 @@ def test_an_orphan_that_does_not_listen_is_killed_after_the_grace_and_other_runs
     pod.job("bash", "-c", "python job.py; true")
     process = pod.start()
     pod.wait_for("up")
+    orphan = pid_in(pod.log)
     process.kill()
     process.wait()
     assert pod.finish("true", grace_s=0.3).state == SUCCEEDED
-    assert "killed" in pod.log
+    assert "of an earlier attempt, killed" in pod.log
+    wait_until(lambda: not is_alive(orphan), "the orphan is gone")
     assert is_alive(pid_in(other.log))
 
 
