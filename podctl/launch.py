@@ -141,7 +141,7 @@ def write_run(
     source_dir: PurePosixPath,
     attempt_before: int,
 ) -> None:
-    """The run directory's own account of what it is; an earlier attempt's, where it differs, stays beside it, numbered."""
+    """The run directory's own account of what it is; an earlier attempt's stays beside it, numbered."""
     where = Volume(pod.volume_dir).run(p.plan.run_id)
     patch = source.make_patch(p.snapshot)
     account = source.provenance(p.snapshot, f"{version()}+{stamp}", patch)

@@ -1,6 +1,6 @@
 """What is sent: the project's files as git knows them, where they came from, and the tool that runs there.
 
-`.podignore`, in the project's root, takes files out, in the manner of .gitignore: `*` and `?` within one name, `**` over
+`.podignore`, in the root, takes files out, in the manner of .gitignore: `*` and `?` within one name, `**` over
 folders, a `/` at the start or within ties a pattern to the root, a trailing `/` means folders, `!` brings back, and the
 last line that fits decides.
 """
