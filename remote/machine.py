@@ -1,0 +1,123 @@
+"""The machine as its kernel tells it: which boot this is, which process has a pid, who is left of a group."""
+
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import sys
+from typing import Any, Dict, List
+
+from remote.files import StrPath
+
+
+def boot_id() -> str:
+    """Differs after every start of the machine or container; equal for all processes of one. Safe as a file name.
+
+    A container's kernel is its host's, so the start of its first process is part of the answer.
+    """
+    kernel = _read("/proc/sys/kernel/random/boot_id").decode("ascii", "replace").strip()
+    if kernel:
+        first = _stat_fields(1)
+        return "{}-{}".format(kernel, first[19]) if len(first) > 19 else kernel
+    try:  # macOS
+        out = subprocess.run(["sysctl", "-n", "kern.bootsessionuuid"], stdout=subprocess.PIPE, timeout=5).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return out.decode("ascii", "replace").strip()
+
+
+def is_runner_of(pid: int, run_dir: StrPath) -> bool:
+    """Whether this pid is a live runner of this run, and not a stranger who was given the number since."""
+    wanted = os.path.abspath(os.fspath(run_dir))
+    if os.path.isdir("/proc/self"):
+        argv = [os.fsdecode(a) for a in _read("/proc/{}/cmdline".format(pid)).split(b"\0")]  # empty for a zombie
+        return any(
+            os.path.basename(arg) == "runner.py" and os.path.abspath(argv[i]) == wanted
+            for i, arg in enumerate(argv[:-1], 1)
+        )
+    try:
+        out = subprocess.run(["ps", "-ww", "-o", "command=", "-p", str(pid)], stdout=subprocess.PIPE, timeout=5).stdout
+    except (OSError, subprocess.SubprocessError):
+        return False
+    return os.fsdecode(out).rstrip("\n").endswith("runner.py " + wanted)
+
+
+def group_lives(pgid: int) -> bool:
+    """Whether a process group has a member that still runs; the dead that nobody has reaped do not count."""
+    try:
+        os.killpg(pgid, 0)
+    except PermissionError:
+        return sys.platform != "darwin"  # there it means that only dead ones are left
+    except OSError:
+        return False
+    if not os.path.isdir("/proc/self"):
+        return True
+    for name in os.listdir("/proc"):  # a container's first process may never reap orphans: killpg alone would see them
+        fields = _stat_fields(int(name)) if name.isdigit() else []
+        if len(fields) > 2 and fields[2] == str(pgid) and fields[0] not in "ZX":
+            return True
+    return False
+
+
+def oom_kills() -> int:
+    """How often this container ran out of memory so far; 0 where the kernel doesn't say."""
+    for line in _read("/sys/fs/cgroup/memory.events").decode("ascii", "replace").splitlines():
+        name, _, count = line.partition(" ")
+        if name == "oom_kill" and count.isdigit():
+            return int(count)
+    return 0
+
+
+def facts() -> Dict[str, Any]:
+    """What `env.json` says of the machine: host, system, cores, memory, GPUs. Takes seconds where a GPU is sick."""
+    return {
+        "host": socket.gethostname(),
+        "system": platform.platform(),
+        "machine": platform.machine(),
+        "cpus": usable_cpus(),
+        "memory_gb": _memory_gb(),
+        "gpus": _gpus(),
+    }
+
+
+def usable_cpus() -> int:
+    """The cores this process may use: in a container often fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _memory_gb() -> float:
+    try:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (OSError, ValueError):
+        return 0.0
+    limit = _read("/sys/fs/cgroup/memory.max").strip()  # what a container gets of it
+    return round(min(total, int(limit)) / 1e9 if limit.isdigit() else total / 1e9, 1)
+
+
+def _gpus() -> List[str]:
+    """One line a GPU: name, memory, driver."""
+    if not shutil.which("nvidia-smi"):
+        return []
+    query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+    try:
+        out = subprocess.run(query, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=15).stdout
+    except (OSError, subprocess.SubprocessError) as e:
+        return ["nvidia-smi gave no answer: {}".format(type(e).__name__)]
+    return [line.strip() for line in out.decode("utf-8", "replace").splitlines() if line.strip()]
+
+
+def _stat_fields(pid: int) -> List[str]:
+    """/proc/PID/stat from its third field on (state, parent, group, …); empty where there is none."""
+    _, _, rest = _read("/proc/{}/stat".format(pid)).rpartition(b")")  # the name before it may hold anything
+    return rest.decode("ascii", "replace").split()
+
+
+def _read(path: str) -> bytes:
+    try:
+        with open(path, "rb") as f:
+            return f.read()
+    except OSError:
+        return b""
