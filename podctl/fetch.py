@@ -82,7 +82,9 @@ def make_receipt(view: View, host: Host, results: Path, podctl: str) -> Receipt:
         log=str(where.log),
         best_checkpoint=best_checkpoint(where, host),
         export=str(where.export) if has_export else "",
-        tensorboard=f"{podctl} tensorboard {view.run.id}",
+        tensorboard=f"{podctl} tensorboard {view.run.id}"
+        if host.run(["test", "-d", str(where.tensorboard)]).ok
+        else "",
         results=str(results) if results.is_dir() else "",
         metrics=metrics if isinstance(metrics, dict) else {},
     )

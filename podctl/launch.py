@@ -37,11 +37,8 @@ class Launched:
 def launch(p: Prepared, ui: Ui, clock: Clock, project_ledger: Ledger | None = None) -> Launched:
     """Steps 7 to 9. Raises PodctlError; then the pod was given back, or the error names what is left."""
     book = project_ledger or runs.open_ledger()
-    first = dict(p.choice.resumes.detail) if p.choice.resumes else {}
-    facts: dict[str, Any] = {"pod_name": p.plan.pod_name, "project_root": str(p.project.root)}
 
     def record(event: str, pod: Pod | None = None, **detail: Any) -> None:
-        facts.update(detail)
         usd_per_hour = pod.usd_per_hour if pod else 0.0
         book.append(Event(clock.now(), event, p.plan.run_id, p.project.id, p.provider.name, p.lineage,
                           pod.id if pod else "", usd_per_hour, detail=dict(detail)))  # fmt: skip
@@ -51,27 +48,32 @@ def launch(p: Prepared, ui: Ui, clock: Clock, project_ledger: Ledger | None = No
         pod = rent(p, record)
         undo.callback(give_back, p.provider, pod, record)
         host = host_of(pod)
-        wait_until_it_answers(host, pod, record)
+        host.run(["true"])
         where = Volume(pod.volume_dir).run(p.plan.run_id)
         tool_dir, stamp = send_tool(host, pod)
         source_dir = send_source(p, host, pod, ui, clock)
         offset, attempt_before = what_was_before(host, where.status, where.log)
         write_run(p, host, pod, tool_dir, stamp, source_dir, attempt_before)
-        python = local_python()
-        socket = private_dir(host, "/tmp") / f"{hashlib.sha256(str(where).encode()).hexdigest()[:8]}.sock"
         secrets_file = send_secrets(p, host)
         if secrets_file:
             undo.callback(host.run, ["rm", "-f", secrets_file])
-        start_session(p, host, pod, str(where), tool_dir, python, str(socket), secrets_file)
-        undo.callback(host.run, ["tmux", "-S", str(socket), "kill-server"])
+        socket = private_dir(host, "/tmp") / f"{hashlib.sha256(str(where).encode()).hexdigest()[:8]}.sock"
+        # where to find it is on disk before it runs: a podctl that dies in between must not lose a living run
         record(
-            events.LAUNCHED, pod, run_dir=str(where), tool_dir=str(tool_dir), python=python, socket=str(socket),
-            attempt_before=attempt_before, max_hours=p.plan.max_hours, secrets_file=secrets_file,
-        )  # fmt: skip
+            events.READY,
+            pod,
+            run_dir=str(where),
+            tool_dir=str(tool_dir),
+            python=local_python(),
+            socket=str(socket),
+            secrets_file=secrets_file,
+            attempt_before=attempt_before,
+        )
+        undo.callback(host.run, ["tmux", "-S", str(socket), "kill-server"])
+        start_session(p, host, pod, str(where), tool_dir, str(socket), secrets_file)
+        record(events.LAUNCHED, pod)
         undo.pop_all()
-    run = book.runs()[p.plan.run_id]
-    assert first.get("run_dir", str(where)) == str(where)
-    return Launched(run, host, offset)
+    return Launched(book.runs()[p.plan.run_id], host, offset)
 
 
 def rent(p: Prepared, record: Callable[..., None]) -> Pod:
@@ -93,11 +95,6 @@ def give_back(provider: Provider, pod: Pod, record: Callable[..., None]) -> None
         record(events.GONE, pod)
     except PodctlError as e:
         raise PodctlError(f"{pod.name} ({pod.id}) at {provider.name} may still be there: {e.message}", e.hint) from e
-
-
-def wait_until_it_answers(host: Host, pod: Pod, record: Callable[..., None]) -> None:
-    host.run(["true"])
-    record(events.READY, pod)
 
 
 def send_tool(host: Host, pod: Pod) -> tuple[PurePosixPath, str]:
@@ -192,13 +189,13 @@ def send_secrets(p: Prepared, host: Host) -> str:
 
 
 def start_session(
-    p: Prepared, host: Host, pod: Pod, where: str, tool_dir: PurePosixPath, python: str, socket: str, secrets_file: str
+    p: Prepared, host: Host, pod: Pod, where: str, tool_dir: PurePosixPath, socket: str, secrets_file: str
 ) -> None:
     """The runner, in a tmux server of its own. Raises PodctlError."""
     env = {
         "PODCTL_VOLUME": str(pod.volume_dir),
         "PODCTL_DISK": str(pod.disk_dir),
-        "PODCTL_PYTHON": python,
+        "PODCTL_PYTHON": local_python(),
         "PODCTL_SECRETS": secrets_file,
         CLOCK_FILE: os.environ.get(CLOCK_FILE, ""),
         "HF_HOME": hub_home(p.provider.name),

@@ -111,7 +111,7 @@ def host_for(run: Run) -> Host:
 def look(run: Run, host: Host, now: float) -> View:
     """How the run is now: one command on its machine, or one small read where its file says that it is over."""
     where = run_dir(run)
-    if not run.launched_at:
+    if "socket" not in run.detail:
         return View(run, NEVER_STARTED, None, None, 0, now)
     status = _fresh(run, _json(host.read(PurePosixPath(where.status))))
     if status is not None and status.is_final:
@@ -122,7 +122,7 @@ def look(run: Run, host: Host, now: float) -> View:
     status = _fresh(run, told.get("status"))
     progress = parse_progress(told.get("progress") or {})
     if status is None:
-        state = STARTING if alive else LOST
+        state = STARTING if alive else LOST if run.launched_at else NEVER_STARTED
     else:
         state = LOST if told.get("lost") and not status.is_final else status.state
     return View(run, state, status, progress, int(told.get("log_size") or 0), now)
@@ -152,7 +152,7 @@ def views(runs: Sequence[Run], now: float) -> list[View]:
         try:
             found.append(look(run, host_for(run), now))
         except PodctlError:
-            found.append(View(run, "unreachable" if run.launched_at else NEVER_STARTED, None, None, 0, now))
+            found.append(View(run, "unreachable" if run.pod else NEVER_STARTED, None, None, 0, now))
     return found
 
 

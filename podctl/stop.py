@@ -20,7 +20,7 @@ def stop_run(w: "Watcher", ledger: Ledger, grace_s: float) -> int:
     """Ask, wait, say what happened. 0 where the run is over afterwards. Raises PodctlError where it is not."""
     view = w.quiet_look()
     if view.is_over:
-        w.ui.note(f"{view.run.id} does not run: it is {view.state}")
+        w.ui.note(f"{view.run.id} does not run: {view.state}")
         if w.ui.as_json:
             w.ui.emit({"event": "stopped", **view.as_dict()})
         return 0

@@ -10,6 +10,7 @@ from podctl.errors import PodctlError
 from podctl.fetch import Receipt
 from podctl.host import Host
 from podctl.ledger import Ledger
+from podctl.plan import NEVER_STARTED
 from podctl.pods import Run
 from podctl.runs import View, look, run_dir
 from podctl.ui import Ui, duration, money
@@ -179,5 +180,5 @@ def say_how_it_ended(ui: Ui, view: View, receipt: Receipt, podctl: str) -> None:
 
 def refuse_unstarted(view: View) -> None:
     """A run that never began has no log. Raises PodctlError."""
-    if not view.run.launched_at:
+    if view.state == NEVER_STARTED:
         raise PodctlError(f"{view.run.id} never began", "podctl train starts it")

@@ -66,7 +66,7 @@ def program() -> str:
 def print_cancelled() -> None:
     from podctl.ui import Ui
 
-    Ui().note("cancelled; nothing was left running")
+    Ui().note("cancelled")
 
 
 def _usage_error(e: Exception) -> int | None:

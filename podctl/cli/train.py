@@ -57,9 +57,9 @@ def train(
         if prepared.provider.name != "local" and not yes and not ui.confirm("rent it?"):
             raise Cancelled("nothing was rented")
         launched = launch(prepared, ui, clock)
+    watcher = Watcher(launched.run, launched.host, ui, clock, order.podctl)
     if as_json:
         ui.emit({"event": "launched", "run": launched.run.id, "run_dir": launched.run.detail["run_dir"]})
-    watcher = Watcher(launched.run, launched.host, ui, clock, order.podctl)
     if detach:
         return watcher.leave()
     return watcher.attend(open_ledger(), offset=launched.log_offset)
@@ -83,7 +83,7 @@ def show_plan(p: "Prepared", ui: "Ui") -> None:
     ui.note(f"{plan.run_id}  {what}")
     facts = [
         ("machine", f"{offer.ref or offer.gpu} ({p.provider.name}), {money(offer.usd_per_hour)} an hour"),
-        ("code", f"{len(snap.files)} files, {size(snap.n_bytes)}{commit}{dirty}"),
+        ("code", f"{len(snap.files)} file{'s' * (len(snap.files) != 1)}, {size(snap.n_bytes)}{commit}{dirty}"),
         ("limit", f"{duration(plan.max_hours * 3600)}, {money(plan.ceiling_usd)} at most"),
         ("at the end", ending),
     ]
