@@ -12,7 +12,7 @@ from podctl import shell
 from podctl.errors import MissingHere
 from podctl.pods import Result
 
-IDLE_S = 0.5
+IDLE_S = 0.3
 LOOK_S = 0.05
 CHUNK = 1 << 20
 

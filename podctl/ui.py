@@ -13,6 +13,10 @@ from typing import Any
 from podctl.errors import BadInput, PodctlError
 
 
+class ReaderGone(Exception):
+    """Whoever read our stdout closed it: `podctl logs | head`."""
+
+
 class Ui:
     """One command's voice. With `as_json`, what a command has to say on stdout is JSON, an object a line."""
 
@@ -91,9 +95,12 @@ class Ui:
         """A piece of a run's log, byte for byte."""
         live, shown = self._live, self.live_wanted
         self.live("")
-        sys.stdout.flush()
-        sys.stdout.buffer.write(chunk)
-        sys.stdout.buffer.flush()
+        try:
+            sys.stdout.flush()
+            sys.stdout.buffer.write(chunk)
+            sys.stdout.buffer.flush()
+        except BrokenPipeError:
+            raise ReaderGone from None
         self._at_line_start = chunk.endswith((b"\n", b"\r")) or not sys.stdout.isatty()
         if shown:
             self.live(live)
@@ -174,4 +181,7 @@ def _write(stream: Any, text: str) -> None:
     except UnicodeEncodeError:  # a terminal that knows no ✓, or a file name that is not UTF-8
         encoding = stream.encoding or "ascii"
         stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
-    stream.flush()
+    try:
+        stream.flush()
+    except BrokenPipeError:
+        raise ReaderGone from None

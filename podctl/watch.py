@@ -17,7 +17,8 @@ from podctl.ui import Ui, duration, money
 from remote.clock import Clock
 from remote.rundir import FAILED, LOST, STOPPED, SUCCEEDED
 
-LOOK_S = 1.0  # between two questions for the status
+LOOK_S = 1.5  # between two questions for the status, once it has gone on for a while
+FIRST_LOOK_S = 0.2
 DRAIN_LOOKS = 20  # half-second looks for the last bytes of a log that its runner counted
 
 
@@ -46,16 +47,16 @@ class Watcher:
     def follow(self, offset: int = 0) -> View:
         """The log from an offset to its last byte, and the final view."""
         view = self.look()
-        looked_at = self.clock.now()
+        looked_at, wait_s = self.clock.now(), FIRST_LOOK_S
         for chunk in self.host.follow(PurePosixPath(run_dir(self.run).log), offset=offset):
             if chunk:
                 self.show_log(chunk, offset)
                 offset += len(chunk)
             if view.is_over:
                 break
-            if abs(self.clock.now() - looked_at) >= LOOK_S:
+            if abs(self.clock.now() - looked_at) >= wait_s:
                 view = self.look()
-                looked_at = self.clock.now()
+                looked_at, wait_s = self.clock.now(), min(LOOK_S, 1.4 * wait_s)
                 if view.is_over:
                     break
         end = self._end_of_log(view)

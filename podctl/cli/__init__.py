@@ -37,10 +37,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print_cancelled()
         return 130
-    except BrokenPipeError:  # `podctl logs | head`: whoever reads has had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 0
     except Exception as e:
+        if type(e).__name__ == "ReaderGone":  # whoever reads has had enough; a run goes on by itself
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            return 0
         exit_code = _usage_error(e)
         if exit_code is None:
             raise
