@@ -48,7 +48,9 @@ def host_of(pod: Pod) -> Host:
 
 def write(host: Host, path: PurePath, text: str, *, mode: str = "644") -> None:
     """Put a small file there, over stdin, whole or not at all; its folder is made. Raises PodctlError."""
-    script = 'umask 077; mkdir -p -- "${1%/*}" && cat >"$1.tmp" && chmod "$2" "$1.tmp" && mv -f -- "$1.tmp" "$1"'
+    script = (
+        'umask 077; mkdir -p -- "${1%/*}" && cat >"$1.$$.tmp" && chmod "$2" "$1.$$.tmp" && mv -f -- "$1.$$.tmp" "$1"'
+    )
     result = host.run(["sh", "-c", script, "sh", str(path), mode], stdin=text)
     if not result.ok:
         raise PodctlError(f"{path} can't be written: {result.stderr.strip()}", "is the disk full?")

@@ -1,18 +1,17 @@
 """Who you are and which keys you hold: the environment first, then the project's `.runpod.env`."""
 
 import getpass
+import io
 import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from pydantic import SecretStr
 
 from podctl import shell
 from podctl.errors import BadInput
-
-if TYPE_CHECKING:  # pydantic costs 40 ms; `ps` does without
-    from pydantic import SecretStr
 
 FILE = ".runpod.env"
 HINT_NAME = "POD_ID"  # podctl's own note, rewritten by it: the file wins, and the ledger wins over both
@@ -24,7 +23,7 @@ class Settings:
     """Keys and preferences of one person in one project. Values that could be secrets never show in a repr."""
 
     owner: str
-    values: Mapping[str, "SecretStr"] = field(repr=False)
+    values: Mapping[str, SecretStr] = field(repr=False)
 
     def secret(self, name: str) -> str | None:
         """The plain value, for the one place that sends it; None where it is unset or empty."""
@@ -50,8 +49,6 @@ def state_dir() -> Path:
 
 def load_settings(project_root: Path, environ: Mapping[str, str] | None = None) -> Settings:
     """What the environment and the project's `.runpod.env` say. Raises BadInput where that file is unreadable."""
-    from pydantic import SecretStr
-
     environ = os.environ if environ is None else environ
     in_file = read_env_file(project_root / FILE)
     values = {**in_file, **environ}
@@ -72,8 +69,6 @@ def read_env_file(path: Path) -> dict[str, str]:
     except (OSError, UnicodeDecodeError) as e:
         reason = "it is not UTF-8 text" if isinstance(e, UnicodeDecodeError) else (e.strerror or "")
         raise BadInput(f"{FILE} can't be read: {reason}", f"see {FILE}.example") from None
-    import io
-
     values = DotEnv(dotenv_path=None, stream=io.StringIO(text), verbose=False, interpolate=False).dict()
     return {k: v for k, v in values.items() if v is not None}
 

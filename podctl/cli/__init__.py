@@ -76,7 +76,10 @@ def _usage_error(e: Exception) -> int | None:
         if callable(show):
             show()
         return code
-    return 130 if type(e).__name__ == "Abort" else None
+    if type(e).__name__ != "Abort":  # what the parser makes of Ctrl-C
+        return None
+    print_cancelled()
+    return 130
 
 
 def _app() -> typer.Typer:

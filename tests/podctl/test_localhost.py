@@ -17,7 +17,7 @@ def tree(root: Path) -> dict[str, object]:
     for path in sorted(root.rglob("*")):
         name = str(path.relative_to(root))
         if path.is_symlink():
-            found[name] = ("link", os.readlink(path))
+            found[name] = ("link", str(path.readlink()))
         elif path.is_file():
             found[name] = (path.read_bytes(), path.stat().st_mode & 0o777)
     return found

@@ -1,9 +1,9 @@
 """Runs on this machine, through the command line, the runner and a real tmux."""
 
 import json
-import os
 import signal
 import subprocess
+from pathlib import Path
 
 import pytest
 from support.podctl_cli import Cli, wait_for
@@ -182,6 +182,20 @@ def test_a_resume_with_other_settings_is_refused_with_the_difference(cli: Cli):
     assert len(cli.runs()) == 2
 
 
+def test_a_training_resumes_after_a_change_in_length_and_in_nothing_that_changes_its_weights(cli: Cli):
+    path = cli.training()  # its data does not exist, so it fails at once
+    assert cli("train", "-c", path, "--local").code == 1
+    refused = cli("train", "-c", path, "--local", "--set", "train.optim.lr=3e-3", "--set", "train.loop.steps=20")
+    assert refused.code == 2, refused
+    assert "optim.lr: 0.001 → 0.003" in refused.err
+    assert "loop.steps" not in refused.err
+    longer = cli("train", "-c", path, "--local", "--set", "train.loop.steps=20")
+    assert "resumes: it was failed" in longer.err
+    run = cli.run_dir()
+    assert "steps: 20" in (run / "experiment.yaml").read_text()
+    assert "steps: 10" in (run / "experiment.yaml.1").read_text()
+
+
 def test_debug_is_a_lineage_of_its_own(cli: Cli):
     path = cli.experiment("exit 1")
     cli("train", "-c", path, "--local")
@@ -281,7 +295,10 @@ def test_logs_prints_what_there_is_and_follows_on_request(cli: Cli):
 
 
 def test_pull_brings_the_export_and_on_request_checkpoints(cli: Cli, tmp_path):
-    script = "cd $PODCTL_RUN_DIR; mkdir -p export checkpoints/step-1; head -c 3000000 /dev/zero > export/model.safetensors; echo {} > export/config.json; echo c > checkpoints/step-1/c"
+    script = (
+        "cd $PODCTL_RUN_DIR; mkdir -p export checkpoints/step-1; echo c > checkpoints/step-1/c; echo {} > export/config.json;"
+        "head -c 3000000 /dev/zero > export/model.safetensors"
+    )
     cli("train", "-c", cli.experiment(script), "--local")
     results = cli.project / ".podctl" / "runs" / cli.run_dir().name
     assert (results / "export" / "config.json").exists()
@@ -311,4 +328,4 @@ def test_the_tmux_of_a_finished_run_is_gone(cli: Cli):
         return subprocess.run(["tmux", "-S", socket, "ls"], capture_output=True).returncode != 0
 
     wait_for(is_gone)
-    assert os.stat(os.path.dirname(socket)).st_mode & 0o777 == 0o700
+    assert Path(socket).parent.stat().st_mode & 0o777 == 0o700

@@ -1,7 +1,6 @@
 """Secrets reach the job and nothing else: no file, no argv, no log, no repr."""
 
 import json
-import os
 import subprocess
 from pathlib import Path
 
@@ -37,8 +36,8 @@ def test_a_secret_file_in_memory_is_its_owners_alone(cli: Cli):
     (ready,) = [e for e in cli.events() if e["event"] == "ready"]
     file = Path(ready["detail"]["secrets_file"])
     assert json.loads(file.read_text()) == {"MY_TOKEN": VALUE}
-    assert os.stat(file).st_mode & 0o777 == 0o600
-    assert os.stat(file.parent).st_mode & 0o777 == 0o700
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert file.parent.stat().st_mode & 0o777 == 0o700
     cli("stop", "--grace", "5")
     assert not file.exists()
 

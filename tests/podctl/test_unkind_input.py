@@ -175,7 +175,8 @@ def test_settings_keep_their_secrets_to_themselves(cli: Cli):
     (cli.project / ".runpod.env").write_text("MY_SECRET='a b#c'\nPOD_ID=one # a hint\nEMPTY=\n")
     script = (
         "from podctl.settings import load_settings; from pathlib import Path; import json\n"
-        "s = load_settings(Path('.')); print(json.dumps([repr(s), s.secret('MY_SECRET'), s.secret('EMPTY'), s.pod_id, s.owner]))"
+        "s = load_settings(Path('.'))\n"
+        "print(json.dumps([repr(s), s.secret('MY_SECRET'), s.secret('EMPTY'), s.pod_id, s.owner]))"
     )
     env = {**cli.env, "POD_ID": "two", "PODCTL_OWNER": "Ann-Marie O'Neil, PhD"}
     out = subprocess.run([COMMAND[0], "-c", script], env=env, cwd=cli.project, capture_output=True, check=True).stdout

@@ -52,7 +52,7 @@ class Cli:
             "data": {"train": ["a.jsonl"], "dev": ["b.jsonl"]},
             "optim": {"lr": 1e-3},
             "loop": {"steps": 10, "step_utts": 4},
-            "eval": {"normaliser": "basic"},
+            "eval": {"normaliser": "basic", "every_steps": 5},
         }
         path = self.project / file
         path.write_text(json.dumps({"name": "train", "pod": {"max_hours": 0.1, **pod}, "train": train}))
