@@ -8,6 +8,7 @@ import typer
 
 from podctl.errors import PodctlError
 
+CANCELLED = 130
 EPILOGUE = """\b
 Examples:
   podctl train --config configs/demo.yaml --local
@@ -27,6 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         result = _app()(args=args, standalone_mode=False, prog_name=program())
         code = result if isinstance(result, int) else 0
+        if code == CANCELLED:  # the parser has swallowed Ctrl-C
+            print_cancelled()
         sys.stdout.flush()
         return code
     except PodctlError as e:
@@ -36,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return e.exit_code
     except KeyboardInterrupt:
         print_cancelled()
-        return 130
+        return CANCELLED
     except Exception as e:
         if type(e).__name__ == "ReaderGone":  # whoever reads has had enough; a run goes on by itself
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -76,10 +79,7 @@ def _usage_error(e: Exception) -> int | None:
         if callable(show):
             show()
         return code
-    if type(e).__name__ != "Abort":  # what the parser makes of Ctrl-C
-        return None
-    print_cancelled()
-    return 130
+    return None
 
 
 def _app() -> typer.Typer:

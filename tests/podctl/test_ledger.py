@@ -48,7 +48,7 @@ def test_a_torn_tail_is_ignored_and_swallows_no_later_line(tmp_path: Path):
 def test_lines_of_many_processes_stay_whole(tmp_path: Path):
     script = (
         "import sys; from pathlib import Path; from podctl.ledger import Event, Ledger\n"
-        "for i in range(50):\n    Ledger(Path(sys.argv[1])).append(Event(i, 'intent', f'{sys.argv[2]}-{i}', 'p', 'local', 'x' * 3000))"
+        "path = Path(sys.argv[1])\nfor i in range(50):\n    Ledger(path).append(Event(i, 'intent', f'{sys.argv[2]}-{i}', 'p', 'local', 'x' * 3000))"
     )
     path = tmp_path / "ledger.jsonl"
     env = {**os.environ, "PYTHONPATH": str(REPO)}

@@ -296,7 +296,8 @@ def test_logs_prints_what_there_is_and_follows_on_request(cli: Cli):
 
 def test_pull_brings_the_export_and_on_request_checkpoints(cli: Cli, tmp_path):
     script = (
-        "cd $PODCTL_RUN_DIR; mkdir -p export checkpoints/step-1; echo c > checkpoints/step-1/c; echo {} > export/config.json;"
+        "cd $PODCTL_RUN_DIR; mkdir -p export checkpoints/step-1; echo c > checkpoints/step-1/c;"
+        "echo {} > export/config.json;"
         "head -c 3000000 /dev/zero > export/model.safetensors"
     )
     cli("train", "-c", cli.experiment(script), "--local")
