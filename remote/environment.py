@@ -30,6 +30,7 @@ PYTHON_ENV = "PODCTL_PYTHON"
 IMAGE_ENV = "PODCTL_IMAGE_ENV"  # where an image keeps its environment
 IMAGE_DIR = "/opt/podctl/env"
 STAMP = "STAMP"  # in an environment: its hash, and on the second line the path that it was made for
+LONGEST_SHEBANG = 127  # Linux before 5.1 cuts there
 NEEDS = (3, 11)
 NEWER_PYTHONS = ("python3.13", "python3.12", "python3.11")
 
@@ -63,22 +64,22 @@ def resolve(
         return _given(given, environ)
     base = _find_base(environ)
     wanted = hash_of(tool_dir, base)
-    local = disk / "env" / wanted
-    with _alone(local.with_name(wanted + ".lock"), say, run):
-        return _find_or_make(tool_dir, volume, local, base, environ, clock, say, run)
+    local = disk / "env" / wanted[:16]  # short: a `#!` line holds 127 characters
+    with _alone(local.with_name(local.name + ".lock"), say, run):
+        return _find_or_make(tool_dir, volume, local, wanted, base, environ, clock, say, run)
 
 
 def _find_or_make(
     tool_dir: Path,
     volume: Volume,
     local: Path,
+    wanted: str,
     base: Base,
     environ: Mapping[str, str],
     clock: Clock,
     say: Callable[[str], None],
     run: Run,
 ) -> str:
-    wanted = local.name
     image = Path(environ.get(IMAGE_ENV) or IMAGE_DIR)
     for place in (image, local):
         if _stamp(place)[:1] == [wanted] and _works(_python(place)):
@@ -187,7 +188,7 @@ def _stamp(env: Path) -> List[str]:
 
 def _unpack(packed: Path, local: Path, wanted: str, say: Callable[[str], None], run: Run) -> bool:
     """Whether the volume's tar is now a working environment at `local`."""
-    beside = local.with_name("{}.{}.tmp".format(wanted, os.getpid()))
+    beside = local.with_name("{}.{}.tmp".format(local.name, os.getpid()))
     _remove(beside)
     _remove(local)
     beside.mkdir(parents=True)
@@ -210,16 +211,19 @@ def _unpack(packed: Path, local: Path, wanted: str, say: Callable[[str], None], 
 
 
 def _move_scripts(bin_dir: Path, old: str, new: str) -> bool:
-    """Have an environment's scripts start the Python of where it lies now; not to a path that `#!` cannot name."""
-    if any(c.isspace() or c in "'\"" for c in new) or len(new) > 80:
+    """Have an environment's scripts start the Python of where it lies now; False where `#!` cannot name that."""
+    if any(c.isspace() or c in "'\"\\$`" for c in new):
         return False
     for script in bin_dir.iterdir():
         if script.is_symlink() or not script.is_file() or script.stat().st_size > 1 << 16:
             continue
         text = script.read_bytes()
         if b"\0" not in text and old.encode() in text:
+            text = text.replace(old.encode(), new.encode())
+            if text.startswith(b"#!") and (text + b"\n").index(b"\n") > LONGEST_SHEBANG:
+                return False
             mode = script.stat().st_mode & 0o777
-            write_atomic(script, text.replace(old.encode(), new.encode()), mode)
+            write_atomic(script, text, mode)
             script.chmod(mode)
     return True
 
@@ -229,19 +233,18 @@ def _build(tool_dir: Path, local: Path, wanted: str, base: Base, say: Callable[[
     _remove(local)
     local.parent.mkdir(parents=True, exist_ok=True)
     say("building the environment {} with Python {}.{}".format(wanted[:12], *base.version))
-    if run([base.python, "-I", "-m", "venv", str(local)], local.parent):
+    lists = [tool_dir / n for n in ("requirements.txt", "constraints.txt") if (tool_dir / n).exists()]
+    is_empty = not any(line.strip() and line[:1] != b"#" for line in lists[0].read_bytes().splitlines())
+    if run([base.python, "-I", "-m", "venv", *(["--without-pip"] if is_empty else []), str(local)], local.parent):
         raise NoEnvironment(
             "{} cannot make a virtual environment (see the log): install python3-venv, choose another image, "
             "or set {}".format(base.python, PYTHON_ENV)
         )
     pip = [_python(local), "-I", "-m", "pip", "install", "--no-input", "--no-cache-dir", "--progress-bar", "off"]
-    if (tool_dir / "requirements.txt").exists():
-        pip += ["-r", str(tool_dir / "requirements.txt")]
-        if (tool_dir / "constraints.txt").exists():
-            pip += ["-c", str(tool_dir / "constraints.txt")]
-    else:
-        pip += ["-r", str(tool_dir / "constraints.txt")]  # nothing chosen: all that is pinned
-    code = run(pip, tool_dir)
+    pip += ["-r", str(lists[0])]  # constraints alone: nothing was chosen, so all that is pinned
+    for constraints in lists[1:]:
+        pip += ["-c", str(constraints)]
+    code = 0 if is_empty else run(pip, tool_dir)
     if code:
         raise NoEnvironment("pip failed with exit code {}: its last lines in the log say why".format(code))
     write_atomic(local / STAMP, "{}\n{}\n".format(wanted, local).encode("utf-8", "surrogateescape"))
