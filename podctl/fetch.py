@@ -7,6 +7,7 @@ from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
 from podctl import ledger as events
+from podctl.errors import PodctlError
 from podctl.host import Host, write
 from podctl.ledger import Event, Ledger
 from podctl.pods import Run
@@ -38,6 +39,7 @@ class Receipt:
     tensorboard: str  # the command that shows it
     results: str  # where its small files were fetched to
     metrics: dict[str, Any] = field(default_factory=dict)
+    trouble: str = ""  # what went wrong after the end
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -47,15 +49,19 @@ def settle(view: View, host: Host, ledger: Ledger, project: str, podctl: str) ->
     """Close a run that is over: fetch, bill, receipt. Repeating it changes nothing."""
     run, where = view.run, run_dir(view.run)
     results = results_dir(run)
+    trouble = ""
     if view.status is not None:
-        fetch_results(where, host, results)
+        try:
+            fetch_results(where, host, results)
+        except (OSError, PodctlError) as e:  # the end of a run is told, whatever the laptop's disk says
+            trouble = f"its results could not be fetched: {e}"
     close_books(view, ledger, project)
     if run.detail.get("secrets_file"):
         host.run(["rm", "-f", str(run.detail["secrets_file"])])
-    receipt = make_receipt(view, host, results, podctl)
+    receipt = replace(make_receipt(view, host, results, podctl), trouble=trouble)
     text = json.dumps(receipt.as_dict(), indent=1, ensure_ascii=False) + "\n"
     write(host, PurePosixPath(where.receipt), text)
-    if results.is_dir():
+    if results.is_dir() and not trouble:
         (results / where.receipt.name).write_text(text, encoding="utf-8")
     return receipt
 
@@ -120,15 +126,13 @@ def best_checkpoint(where: RunDir, host: Host) -> str:
 def close_books(view: View, ledger: Ledger, project: str) -> None:
     """The end and the bill of the newest attempt, once."""
     run = view.run
-    if ledger.runs()[run.id].gone_at is not None:
-        return
     ended = view.status.ended_at if view.status is not None and view.status.ended_at else view.now
     hours = max(0.0, ended - (run.started_at or ended)) / 3600
     end = Event(
         view.now, events.STOPPED, run.id, project, run.provider, run.name, run.pod, detail={"state": view.state}
     )
-    ledger.append(end)
-    ledger.append(replace(end, event=events.BILLED, usd=hours * run.usd_per_hour, detail={}))
+    bill = replace(end, event=events.BILLED, usd=hours * run.usd_per_hour, detail={})
+    ledger.append(end, bill, unless=lambda runs: run.id in runs and runs[run.id].gone_at is not None)
 
 
 def results_dir(run: Run) -> Path:
@@ -149,7 +153,10 @@ def fetch_results(where: RunDir, host: Host, target: Path) -> None:
 
 
 def pull_all(where: RunDir, host: Host, target: Path, *, checkpoints: bool) -> None:
-    """Everything with the exported model; checkpoints only when asked for, since they are large."""
+    """Everything with the exported model; checkpoints only when asked for, since they are large. Raises PodctlError."""
+    if not host.run(["test", "-d", str(where)]).ok:
+        raise PodctlError(f"there is no {where}", "the run never began, or its directory was removed")
+    ignore_results(target)
     leave = {where.writer.name} | (set() if checkpoints else {where.checkpoints.name})
     for name in _names_in(where.root, host):
         if name not in leave:

@@ -9,7 +9,7 @@ import errno
 import fcntl
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -55,15 +55,19 @@ class Ledger:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def append(self, event: Event) -> None:
-        """Record it. Raises MissingHere where the disk takes no more; nothing is recorded then."""
-        line = (json.dumps(asdict(event), ensure_ascii=True) + "\n").encode("ascii")
+    def append(self, *added: Event, unless: Callable[[dict[str, Run]], object] | None = None) -> None:
+        """Record them together, or, where `unless` says so of the runs as they are, none of them.
+
+        Raises MissingHere where the disk takes no more; nothing is recorded then.
+        """
+        lines = "".join(json.dumps(asdict(event), ensure_ascii=True) + "\n" for event in added)
         try:
             private_dir(self.path.parent)
             fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX)
-                _append_whole(fd, line)
+                if unless is None or not unless(self.runs()):
+                    _append_whole(fd, lines.encode("ascii"))
             finally:
                 os.close(fd)
         except OSError as e:
@@ -155,12 +159,12 @@ def _after(run: Run, e: Event) -> Run:
     return run
 
 
-def _append_whole(fd: int, line: bytes) -> None:
+def _append_whole(fd: int, lines: bytes) -> None:
     end = os.fstat(fd).st_size
     if end and os.pread(fd, 1, end - 1) != b"\n":
-        line = b"\n" + line  # someone died within a line: let it not swallow this one
+        lines = b"\n" + lines  # someone died within a line: let it not swallow this one
     try:
-        if os.write(fd, line) != len(line):
+        if os.write(fd, lines) != len(lines):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         os.fsync(fd)
     except OSError:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePath
 
 from podctl import shell
-from podctl.errors import MissingHere
+from podctl.errors import MissingHere, PodctlError
 from podctl.pods import Result
 
 IDLE_S = 0.3
@@ -27,14 +27,13 @@ class LocalHost:
         """Copies what differs by size or time, file by file and each at once; links stay links, modes stay."""
         source, root = Path(source), Path(target)
         wanted = [Path(f) for f in files_from] if files_from else sorted(_files_under(source))
-        root.mkdir(parents=True, exist_ok=True)
-        keep = set(wanted)
-        for parent in {p for f in wanted for p in f.parents}:
-            keep.add(parent)
-        _prune(root, keep, set(wanted))
-        for name in wanted:
-            (root / name).parent.mkdir(parents=True, exist_ok=True)
-            _copy(source / name, root / name)
+        keep = {*wanted, *(parent for f in wanted for parent in f.parents)}
+        with _copying():
+            root.mkdir(parents=True, exist_ok=True)
+            _prune(root, keep, set(wanted))
+            for name in wanted:
+                (root / name).parent.mkdir(parents=True, exist_ok=True)
+                _copy(source / name, root / name)
 
     def pull(self, source: PurePath, target: Path) -> None:
         origin = Path(source)
@@ -77,6 +76,17 @@ class LocalHost:
         if remote_port != local_port:
             raise MissingHere(f"port {remote_port} is on this machine already", f"open http://127.0.0.1:{remote_port}")
         yield
+
+
+@contextlib.contextmanager
+def _copying() -> Iterator[None]:
+    """A copy's failure as a sentence. Raises PodctlError."""
+    try:
+        yield
+    except FileNotFoundError as e:
+        raise PodctlError(f"{e.filename} went away while it was copied", "try again") from e
+    except OSError as e:
+        raise PodctlError(f"{e.filename} can't be copied: {e.strerror or e}", "is the disk full?") from e
 
 
 def _files_under(root: Path) -> Iterator[Path]:

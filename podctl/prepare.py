@@ -131,6 +131,8 @@ def choose(
     """Is it a new run, or does an older one go on? Raises Busy, BadInput."""
     before = newest(runs.open_ledger().runs().values(), project.id, lineage)
     state, differences = "", []
+    if before is not None and runs.is_gone(before):
+        return Choice(make_run_id(lineage, clock.now(), token()), because=f"{before.id} is gone with its volume")
     if before is not None:
         host = runs.host_for(before)
         state = runs.look(before, host, clock.now()).state

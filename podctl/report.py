@@ -47,6 +47,10 @@ def show_one(ui: Ui, view: View, host: Host, podctl: str) -> None:
         ("run", view.run.id),
         ("state", f"{view.state} ({s.phase})" if s and not view.is_over else view.state),
         ("reason", fetch.reason_of(view)),
+        (
+            "result",
+            fetch.make_receipt(view, host, fetch.results_dir(view.run), podctl).headline if view.is_over else "",
+        ),
         ("step", step_of(view)),
         ("loss", f"{p.loss:.4g}" if p and p.loss is not None else ""),
         ("best", best_of(p.best) if p else ""),

@@ -13,7 +13,7 @@ from podctl.plan import NEVER_STARTED
 from podctl.pods import Run
 from podctl.providers.base import provider_named
 from podctl.settings import state_dir
-from remote.rundir import FINAL, LOST, STARTING, Progress, RunDir, Status, parse_progress, parse_status
+from remote.rundir import FINAL, LOST, STARTING, Progress, RunDir, Status, Volume, parse_progress, parse_status
 
 
 @dataclass(frozen=True)
@@ -96,16 +96,20 @@ def find_run(ledger: Ledger, project: str, word: str = "") -> Run:
 
 
 def run_dir(run: Run) -> RunDir:
-    """Where the run lies on its volume; under `.` where it never got one."""
-    return RunDir(str(run.detail.get("run_dir", ".")))
+    """Where the run lies on its volume, or would, had it begun."""
+    return RunDir(str(run.detail.get("run_dir") or Volume(state_dir() / "volume").run(run.id)))
+
+
+def is_gone(run: Run) -> bool:
+    """Was there a machine, and is there none any more?"""
+    return bool(run.pod) and provider_named(run.provider).get(run.pod).state == "gone"
 
 
 def host_for(run: Run) -> Host:
     """The way to the machine that the run is or was on. Raises PodctlError where it is gone."""
-    pod = provider_named(run.provider).get(run.pod)
-    if pod.state == "gone" and run.pod:
+    if is_gone(run):
         raise PodctlError(f"the machine of {run.id} is gone, and its volume with it", "was PODCTL_HOME moved?")
-    return host_of(pod)
+    return host_of(provider_named(run.provider).get(run.pod))
 
 
 def look(run: Run, host: Host, now: float) -> View:

@@ -232,6 +232,8 @@ def _walk(root: Path, exclude: Path | None) -> Iterator[str]:
             f for f in folders if f not in NEVER_FOLDERS and f not in links and (here / f).absolute() != exclude
         )
         for name in sorted([*files, *links]):
+            if not (here / name).is_symlink() and not (here / name).is_file():
+                continue  # a socket or a pipe
             yield (here / name).relative_to(root).as_posix()
 
 

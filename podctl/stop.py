@@ -6,13 +6,13 @@ from podctl import fetch
 from podctl import ledger as events
 from podctl.errors import PodctlError
 from podctl.ledger import Event, Ledger
-from podctl.runs import ask_control, look
+from podctl.runs import ask_control
 from podctl.ui import duration
-from remote.rundir import FINAL, LOST
 
 if TYPE_CHECKING:
     from podctl.watch import Watcher
 
+START_S = 15  # until a runner has written its first status
 MARGIN_S = 60  # beyond the grace: the runner's own margin, and a slow machine
 
 
@@ -28,10 +28,15 @@ def stop_run(w: "Watcher", ledger: Ledger, grace_s: float) -> int:
     ledger.append(Event(w.clock.now(), events.STOP_ASKED, run.id, run.project, run.provider, run.name, run.pod))
     w.ui.note(f"asking {run.id} to save and end, for {duration(grace_s)} at most")
     begun = w.clock.now()
-    answer = ask_control(run, w.host, "stop", "--grace", f"{grace_s:g}", timeout_s=grace_s + MARGIN_S)
-    view = look(run, w.host, w.clock.now())
-    if answer.get("state") not in FINAL and answer.get("state") != LOST and not view.is_over:
-        raise PodctlError(f"{run.id} did not end within {duration(w.clock.now() - begun)}", f"{w.podctl} stop {run.id}")
+    while view.status is None and not view.is_over and w.clock.now() - begun < START_S:
+        w.clock.sleep(0.1)  # it was launched a moment ago: nobody could be asked yet
+        view = w.quiet_look()
+    if not view.is_over:
+        ask_control(run, w.host, "stop", "--grace", f"{grace_s:g}", timeout_s=grace_s + MARGIN_S)
+        view = w.quiet_look()
+    if not view.is_over:
+        waited = duration(w.clock.now() - begun)
+        raise PodctlError(f"{run.id} did not end within {waited}: {view.state}", f"{w.podctl} stop {run.id}")
     receipt = fetch.settle(view, w.host, ledger, run.project, w.podctl)
     w.show_receipt(view, receipt)
     return 0

@@ -21,7 +21,9 @@ PATIENCE_S = 60
 @contextlib.contextmanager
 def serving(run: Run, host: Host) -> Iterator[str]:
     """The address at which the run's curves are to be seen, while the block lasts. Raises MissingHere, PodctlError."""
-    python = str(run.detail.get("python", ""))
+    if "python" not in run.detail:
+        raise PodctlError(f"{run.id} never began", "podctl train starts it")
+    python = str(run.detail["python"])
     if not shell.run(
         [python, "-c", "import importlib.util as u, sys; sys.exit(u.find_spec('tensorboard') is None)"]
     ).ok:

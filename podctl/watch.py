@@ -133,7 +133,7 @@ class Watcher:
 def live_line(view: View) -> str:
     """`demo-… · train 120/600 · loss 1.23 · best wer 0.08 · 34 audio-s/s · ETA 2 m · 1 m 10 s · $0.00`."""
     s, p = view.status, view.progress
-    parts = [view.run.id, f"{p.phase} {p.step}/{p.max_steps}" if p else (s.phase if s else view.state)]
+    parts = [view.run.name, f"{p.phase} {p.step}/{p.max_steps}" if p else (s.phase if s else view.state)]
     if s is not None and view.state == "stopping":
         parts.append(s.reason or "stopping")
     if p is not None:
@@ -166,6 +166,8 @@ def say_how_it_ended(ui: Ui, view: View, receipt: Receipt, podctl: str) -> None:
         ui.fail_line(f"{receipt.run} {'is lost' if view.state == LOST else view.state} {spent}{why}")
     if receipt.headline:
         ui.note(f"  {receipt.headline}")
+    if receipt.trouble:
+        ui.warn(receipt.trouble)
     facts = [
         ("run", receipt.run_dir),
         ("log", receipt.log),

@@ -54,13 +54,12 @@ def pull(
     as_json: AsJson = False,
 ) -> int:
     """Bring a run's files here, with the exported model."""
-    from podctl.fetch import ignore_results, pull_all, results_dir
+    from podctl.fetch import pull_all, results_dir
     from podctl.runs import host_for, run_dir
     from podctl.ui import Ui, shown
 
     found, _ = meant_run(run)
     ui, target = Ui(as_json=as_json), to or results_dir(found)
-    ignore_results(target)
     pull_all(run_dir(found), host_for(found), target, checkpoints=checkpoints)
     if as_json:
         ui.emit({"event": "pulled", "run": found.id, "to": str(target)})

@@ -46,10 +46,13 @@ def test_a_torn_tail_is_ignored_and_swallows_no_later_line(tmp_path: Path):
 
 
 def test_lines_of_many_processes_stay_whole(tmp_path: Path):
-    script = (
-        "import sys; from pathlib import Path; from podctl.ledger import Event, Ledger\n"
-        "path = Path(sys.argv[1])\nfor i in range(50):\n    Ledger(path).append(Event(i, 'intent', f'{sys.argv[2]}-{i}', 'p', 'local', 'x' * 3000))"
-    )
+    script = """
+import sys
+from pathlib import Path
+from podctl.ledger import Event, Ledger
+for i in range(50):
+    Ledger(Path(sys.argv[1])).append(Event(i, "intent", f"{sys.argv[2]}-{i}", "p", "local", "x" * 3000))
+"""
     path = tmp_path / "ledger.jsonl"
     env = {**os.environ, "PYTHONPATH": str(REPO)}
     writers = [subprocess.Popen([sys.executable, "-c", script, str(path), str(n)], env=env) for n in range(4)]
@@ -84,6 +87,14 @@ def test_folding_is_pure_and_every_run_is_the_sum_of_its_own_events(first: list[
         assert run.usd_billed == pytest.approx(sum(e.usd for e in own if e.event == "billed"))
         assert run.attempts == sum(e.event == "launched" for e in own)
         assert run.created_at == own[0].t
+
+
+def test_a_line_that_must_stand_once_stands_once(tmp_path: Path):
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    ledger.append(event(), event("launched"))
+    for _ in range(2):
+        ledger.append(event("stopped", t=2.0), event("billed", usd=3.0), unless=lambda runs: runs["a-1"].gone_at)
+    assert ledger.runs()["a-1"].usd_billed == 3.0
 
 
 def test_a_run_that_goes_on_after_its_end_is_not_gone():

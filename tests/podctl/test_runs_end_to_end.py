@@ -1,6 +1,7 @@
 """Runs on this machine, through the command line, the runner and a real tmux."""
 
 import json
+import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -137,6 +138,46 @@ def test_stop_saves_and_the_next_train_resumes_the_same_run(cli: Cli):
     assert lines[-1]["event"] == "receipt"
     assert lines[-1]["attempts"] == 2
     assert len(cli.runs()) == 1
+
+
+def test_a_stop_in_the_first_moment_waits_until_somebody_can_be_asked(cli: Cli):
+    cli("train", "-c", cli.experiment(SAVES), "--local", "--detach")
+    assert cli("stop", "--grace", "5").code == 0
+    assert cli.state() == "stopped"
+
+
+def test_runs_whose_volume_was_removed_stand_in_nobodys_way(cli: Cli):
+    path = cli.experiment("exit 1")
+    cli("train", "-c", path, "--local")
+    shutil.rmtree(cli.home / "volume")
+    assert "unreachable" in cli("ps").stdout
+    assert cli("attach").code == 1
+    assert cli("pull").code == 1
+    again = cli("train", "-c", path, "--local")
+    assert again.code == 1, again
+    assert "gone with its volume" in again.err
+
+
+def test_a_launch_that_fails_leaves_nothing_running_and_can_be_repeated(cli: Cli):
+    (cli.project / "secret.bin").write_text("x")
+    cli.home.mkdir()
+    (cli.home / "disk").write_text("a file where a folder belongs")
+    path = cli.experiment()
+    failed = cli("train", "-c", path, "--local")
+    assert failed.code == 9, failed
+    assert "not started" in cli("ps").stdout
+    assert cli("pull").code == 1
+    (cli.home / "disk").unlink()
+    assert cli("train", "-c", path, "--local").code == 0
+    assert [e["event"] for e in cli.events()].count("intent") == 2
+    assert len({e["run"] for e in cli.events()}) == 1
+
+
+def test_results_that_can_not_be_fetched_do_not_hide_how_a_run_ended(cli: Cli):
+    (cli.project / ".podctl").write_text("a file where a folder belongs")
+    done = cli("train", "-c", cli.experiment(), "--local")
+    assert done.code == 0, done
+    assert "results could not be fetched" in done.err
 
 
 def test_stopping_what_is_over_is_no_error(cli: Cli):
