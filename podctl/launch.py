@@ -82,7 +82,7 @@ def rent(p: Prepared, record: Callable[..., None]) -> Pod:
     if before is not None and before.pod and p.provider.get(before.pod).state != "gone":
         pod = p.provider.start(before.pod)
     else:
-        pod = p.provider.create(p.plan.pod_name, p.plan.offers[0], p.experiment.spec, Boot(env=p.experiment.env))
+        pod = p.provider.create(p.plan.pod_name, p.plan.offers[0], p.spec, Boot(env=p.experiment.env))
         record(events.CREATED, pod)
     record(events.STARTED, pod, started_at=pod.started_at)
     return pod

@@ -10,7 +10,7 @@ import secrets
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from podctl import ledger as events
@@ -20,7 +20,7 @@ from podctl.experiment import Experiment, bad_file, read_experiment
 from podctl.host import Host
 from podctl.ledger import newest
 from podctl.plan import Choice, choose_run, make_plan, make_run_id, without_effect
-from podctl.pods import Plan, Run
+from podctl.pods import Plan, PodSpec, Run
 from podctl.project import Project, find_project
 from podctl.providers.base import Provider, provider_named
 from podctl.settings import Settings, load_settings, refuse_tracked_keys, state_dir
@@ -47,6 +47,7 @@ class Prepared:
     """All that is decided; nothing is started yet."""
 
     experiment: Experiment
+    spec: PodSpec  # the experiment's, with what the settings fill in
     settings: Settings
     project: Project
     snapshot: source.Snapshot
@@ -77,11 +78,13 @@ def prepare(
     with held:
         snap = source.snapshot(project, exclude=state_dir())
         choice = choose(order, experiment, project, lineage, clock, token)
-        offers = provider.offers(experiment.spec)
-        pod = experiment.pod
+        pod, spec = experiment.pod, experiment.spec
+        if not spec.gpu and settings.gpu_type:
+            spec = replace(spec, gpu=(settings.gpu_type,))
+        offers = provider.offers(spec)
         plan = make_plan(choice, settings.owner, offers, pod.max_hours, pod.max_usd)
         idle = without_effect(provider.name, dict.fromkeys(sorted(pod.model_fields_set)))
-        yield Prepared(experiment, settings, project, snap, provider, lineage, order.debug, choice, plan, idle)
+        yield Prepared(experiment, spec, settings, project, snap, provider, lineage, order.debug, choice, plan, idle)
 
 
 def checked_experiment(order: Order, settings: Settings) -> Experiment:

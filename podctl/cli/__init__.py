@@ -1,6 +1,7 @@
 """The command line: a file a command family, each command a few lines that call the rooms behind. Imports stay lazy."""
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 
@@ -35,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except PodctlError as e:
         from podctl.ui import Ui
 
+        e.hint = as_typed(e.hint)
         Ui(as_json="--json" in args).fail(e)
         return e.exit_code
     except KeyboardInterrupt:
@@ -64,6 +66,16 @@ def program() -> str:
     if on_path and os.path.realpath(on_path) == os.path.realpath(typed):
         return "podctl"
     return os.path.relpath(typed) if os.path.isabs(typed) else typed  # noqa: PTH117
+
+
+def as_typed(hint: str) -> str:
+    """A hint whose commands begin as this one did."""
+    name = program()
+    if name in hint:
+        return hint
+    return re.sub(
+        r"(?<![\w/.])podctl (?=(train|attach|logs|ps|status|stop|tensorboard|pull)\b)", lambda _: f"{name} ", hint
+    )
 
 
 def print_cancelled() -> None:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 RunWord = Annotated[
     str,
-    typer.Argument(metavar="[RUN]", help="A run's id, a prefix of it, or a name; the newest here.", show_default=False),
+    typer.Argument(metavar="RUN", help="A run's id, a prefix of it, or a name; the newest here.", show_default=False),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON on stdout, an object a line.")]
 

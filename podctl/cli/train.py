@@ -38,7 +38,7 @@ def train(
     detach: Annotated[bool, typer.Option("--detach", help="Return once it runs.")] = False,
     as_json: AsJson = False,
 ) -> int:
-    """Start a run, or resume the one of this name that stopped; then follow it."""
+    """Start a run, or resume the one that stopped."""
     from podctl.cli import program
     from podctl.errors import Cancelled
     from podctl.launch import launch
