@@ -1,5 +1,6 @@
 """The machine as its kernel tells it: which boot this is, which process has a pid, who is left of a group."""
 
+import json
 import os
 import platform
 import shutil
@@ -9,6 +10,12 @@ import sys
 from typing import Any, Dict, List
 
 from remote.files import StrPath
+from remote.rundir import EPOCH_ENV, RUN_ENV
+
+PACKAGES = (
+    *("torch", "transformers", "accelerate", "peft", "datasets", "huggingface_hub", "tokenizers", "safetensors"),
+    *("numpy", "pyarrow", "soundfile", "jiwer"),
+)
 
 
 def boot_id() -> str:
@@ -29,18 +36,36 @@ def boot_id() -> str:
 
 def is_runner_of(pid: int, run_dir: StrPath) -> bool:
     """Whether this pid is a live runner of this run, and not a stranger who was given the number since."""
-    wanted = os.path.abspath(os.fspath(run_dir))
+    wanted = os.path.realpath(os.fspath(run_dir))
     if os.path.isdir("/proc/self"):
         argv = [os.fsdecode(a) for a in _read("/proc/{}/cmdline".format(pid)).split(b"\0")]  # empty for a zombie
         return any(
-            os.path.basename(arg) == "runner.py" and os.path.abspath(argv[i]) == wanted
+            os.path.basename(arg) == "runner.py" and os.path.realpath(argv[i]) == wanted
             for i, arg in enumerate(argv[:-1], 1)
         )
     try:
         out = subprocess.run(["ps", "-ww", "-o", "command=", "-p", str(pid)], stdout=subprocess.PIPE, timeout=5).stdout
     except (OSError, subprocess.SubprocessError):
         return False
-    return os.fsdecode(out).rstrip("\n").endswith("runner.py " + wanted)
+    ends = tuple("runner.py " + name for name in (wanted, os.path.abspath(os.fspath(run_dir))))
+    return os.fsdecode(out).rstrip("\n").endswith(ends)
+
+
+def left_by_earlier(run_dir: StrPath, epoch: int) -> List[int]:
+    """Processes of this run that an attempt before this epoch started and did not end. Linux only, else none.
+
+    They are known by the environment that every process of a job inherits, so no stranger is among them.
+    """
+    mine = "{}={}".format(RUN_ENV, run_dir)
+    found = []
+    for name in os.listdir("/proc") if os.path.isdir("/proc/self") else []:
+        if not name.isdigit():
+            continue
+        environ = [os.fsdecode(e) for e in _read("/proc/{}/environ".format(name)).split(b"\0")]  # empty for a zombie
+        epochs = [e.partition("=")[2] for e in environ if e.startswith(EPOCH_ENV + "=")]
+        if mine in environ and epochs and epochs[0].isdigit() and int(epochs[0]) < epoch:
+            found.append(int(name))
+    return found
 
 
 def group_lives(pgid: int) -> bool:
@@ -79,6 +104,24 @@ def facts() -> Dict[str, Any]:
         "memory_gb": _memory_gb(),
         "gpus": _gpus(),
     }
+
+
+def python_facts(python: str) -> Dict[str, Any]:
+    """What `env.json` says of a Python: its version and those of what decides a training, asked of that Python."""
+    code = (
+        "import json, sys, importlib.metadata as m\n"
+        "def v(n):\n"
+        "    try: return m.version(n)\n"
+        "    except m.PackageNotFoundError: return None\n"
+        "print(json.dumps({'executable': sys.executable, 'version': sys.version.split()[0],\n"
+        "  'packages': {n: v(n) for n in sys.argv[1:] if v(n)}}))"
+    )
+    try:
+        argv = [python, "-I", "-c", code, *PACKAGES]
+        out = subprocess.run(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=60).stdout
+        return dict(json.loads(out.decode("utf-8")))
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return {"executable": python}
 
 
 def usable_cpus() -> int:

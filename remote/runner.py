@@ -13,11 +13,9 @@ if __name__ == "__main__":  # take our own package, not a folder of the same nam
     sys.path[:] = [os.path.dirname(_HERE), *(p for p in sys.path if p and os.path.abspath(p) != _HERE)]
 
 import dataclasses
-import json
 import shutil
 import signal
 import socket
-import subprocess
 import threading
 import traceback
 from pathlib import Path
@@ -64,10 +62,6 @@ DISK_ENV = "PODCTL_DISK"  # a folder on the pod's local disk
 VOLUME_PATIENCE_S = 30.0  # for the last bytes of log and status, on a volume that answers slowly
 FACTS_PATIENCE_S = 5.0
 EXIT_NOT_RUNNABLE, EXIT_NOT_FOUND = 126, 127  # as shells have it
-PACKAGES = (
-    *("torch", "transformers", "accelerate", "peft", "datasets", "huggingface_hub", "tokenizers", "safetensors"),
-    *("numpy", "pyarrow", "soundfile", "jiwer"),
-)
 
 
 class Failed(Exception):
@@ -150,11 +144,13 @@ class Attempt:
             )
         self._link_current_log(volume)
 
+        self._supervisor.end_all(lambda: machine.left_by_earlier(self._run.root, self._epoch))
         python = self._environment(job, volume, Path(disk))
         self._facts = threading.Thread(target=self._write_facts, args=(python,), daemon=True)
         self._facts.start()
         env = environment_of(job, self._run, volume, self._epoch, python, os.environ, secrets)
 
+        self._supervisor.check()
         self._reporter.update(state=RUNNING, phase="prep" if job.prep else "train")
         self._prep(job, volume, env)
 
@@ -229,7 +225,7 @@ class Attempt:
     def _finish(self, ended: Ended, state: str, reason: str) -> int:
         if self._facts and not self._reporter.superseded_by():
             self._facts.join(FACTS_PATIENCE_S)
-        if self._reporter.superseded_by():
+        if self._is_superseded():
             return EXIT_SAVED
         if self._log.lost:
             lost = "the log lacks {} bytes: {}".format(self._log.lost, self._log.trouble)
@@ -254,6 +250,14 @@ class Attempt:
             _complain("the volume did not take the final status: {} {}".format(state, reason))
         return ended.exit_code
 
+    def _is_superseded(self) -> bool:
+        """Looks anew: the newer attempt may have ended our job before we heard of it."""
+        try:
+            self._fence.check()
+        except (Superseded, OSError) as e:
+            return isinstance(e, Superseded)
+        return bool(self._reporter.superseded_by())
+
     def _link_current_log(self, volume: Volume) -> None:
         link = volume.current_log
         beside = link.with_name(".current.log.{}.tmp".format(os.getpid()))
@@ -274,30 +278,12 @@ class Attempt:
     def _write_facts(self, python: str) -> None:
         """`env.json`, while the job already runs: a sick GPU takes its time to answer."""
         value: Dict[str, Any] = {"attempt": self._epoch, "written_at": self._started_at}
-        value.update(machine.facts(), python=_python_facts(python))
+        value.update(machine.facts(), python=machine.python_facts(python))
         try:
             self._fence.check()
             write_json(self._run.env, value)
         except (OSError, Superseded):
             pass  # it describes the run, it does not decide it
-
-
-def _python_facts(python: str) -> Dict[str, Any]:
-    """The environment's Python and the versions of what decides a training, asked of that Python itself."""
-    code = (
-        "import json, sys, importlib.metadata as m\n"
-        "def v(n):\n"
-        "    try: return m.version(n)\n"
-        "    except m.PackageNotFoundError: return None\n"
-        "print(json.dumps({'executable': sys.executable, 'version': sys.version.split()[0],\n"
-        "  'packages': {n: v(n) for n in sys.argv[1:] if v(n)}}))"
-    )
-    try:
-        argv = [python, "-I", "-c", code, *PACKAGES]
-        out = subprocess.run(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=60).stdout
-        return dict(json.loads(out.decode("utf-8")))
-    except (OSError, ValueError, subprocess.SubprocessError):
-        return {"executable": python}
 
 
 def _signal_name(number: int) -> str:

@@ -8,7 +8,7 @@ import select
 import signal
 import time
 from dataclasses import dataclass
-from typing import Any, Mapping, Optional, Sequence
+from typing import Any, Callable, Mapping, Optional, Sequence
 
 from remote.children import Child
 from remote.clock import Clock
@@ -88,6 +88,24 @@ class Supervisor:
             self.check()
         return ended.exit_code
 
+    def end_all(self, find: Callable[[], Sequence[int]]) -> None:
+        """Have processes of others save and go, killed after the grace. Raises Stopping when asked to stop."""
+        pids = find()
+        if not pids:
+            return
+        count = "1 process" if len(pids) == 1 else "{} processes".format(len(pids))
+        verb = "runs" if len(pids) == 1 else "run"
+        self._log.say("{} of an earlier attempt still {} here: ended, {:g} s to go".format(count, verb, self._grace_s))
+        _signal_each(pids, signal.SIGTERM)
+        kill_at = self._clock.now() + self._grace_s
+        while pids and self._clock.now() < kill_at:
+            self._signals.wait(LOOK_S)
+            self.check()
+            pids = find()
+        if pids:
+            self._log.say("of an earlier attempt, killed: {}".format(", ".join(map(str, pids))))
+            _signal_each(pids, signal.SIGKILL)
+
     def check(self) -> None:
         """Raises Stopping when the attempt was asked to stop."""
         self._look()
@@ -148,3 +166,11 @@ class Supervisor:
         self._kill_at = self._clock.now() + self._grace_s
         self._log.say("{}: saving, {:g} s to go".format(reason, self._grace_s))
         self._reporter.update(state=STOPPING, reason=reason, limit=limit)
+
+
+def _signal_each(pids: Sequence[int], number: int) -> None:
+    for pid in pids:
+        try:
+            os.kill(pid, number)
+        except OSError:
+            pass  # gone already

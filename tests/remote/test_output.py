@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import subprocess
+import sys
 import time
 
 import pytest
@@ -122,6 +123,34 @@ def test_a_status_that_cannot_be_written_does_not_end_the_job(pod):
     assert process.returncode == 7
     assert "worked" in pod.log
     assert b"did not take the final status" in screen
+
+
+def test_a_disk_without_room_for_a_second_file_still_takes_the_final_status(pod):
+    pod.job(*pod.script("import os, time\nwhile not os.path.exists('go'): time.sleep(0.01)"))
+    process = pod.start()
+    pod.wait_for_state(RUNNING)
+    (pod.run.root / f".status.json.{process.pid}.tmp").mkdir()  # where the next one would be written first
+    (pod.source / "go").touch()
+    assert process.wait(30) == 0
+    assert pod.status.state == SUCCEEDED
+    assert pod.status.log_bytes == pod.run.log.stat().st_size
+
+
+def test_a_gap_in_the_log_is_marked_once_when_there_is_room_again(pod, tmp_path):
+    program = """
+import resource, sys
+from remote.runlog import RunLog
+log = RunLog(sys.argv[1])
+for limit, text in (-1, "before"), (10, "x" * 50), (10, "y" * 50), (-1, "after"), (-1, "end"):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, -1))
+    log.say(text)
+    assert log.flush(5)
+log.close(5)
+"""
+    path = tmp_path / "log"
+    subprocess.run([sys.executable, "-c", program, str(path)], cwd=pod.tool, check=True, stdout=subprocess.DEVNULL)
+    lines = path.read_text().splitlines()
+    assert lines == ["before", "xxx", "[99 bytes of output are missing here: File too large]", "after", "end"]
 
 
 def test_a_screen_that_is_gone_hurts_nobody(pod):

@@ -21,9 +21,9 @@ os.write(1, b"pid %d up\\n" % os.getpid())  # in one piece
 while True: time.sleep(0.05)
 """
 STUBBORN = """
-import signal, time
+import os, signal, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
-print("up", flush=True)
+os.write(1, b"pid %d up\\n" % os.getpid())
 while True: time.sleep(0.05)
 """
 
@@ -93,7 +93,7 @@ def test_a_job_that_finishes_while_being_stopped_has_succeeded(pod):
     pod.job(*pod.script(SAVES.format(code=0)))
     process = pod.start()
     pod.wait_for("pid")
-    process.terminate()
+    pod.move_clock(3700)
     assert process.wait(20) == 0
     assert (pod.status.state, pod.status.reason, pod.status.limit) == (SUCCEEDED, "", "")
 
@@ -116,7 +116,7 @@ def test_a_job_that_ignores_the_request_is_killed_after_the_grace_and_not_before
 
 
 def test_a_trainer_below_a_shell_gets_its_grace_though_the_shell_dies_at_once(pod):
-    pod.script(SAVES.format(code=75).replace("def save(*_):", "def save(*_):\n    time.sleep(0.5)"))
+    pod.script(SAVES.format(code=75).replace("def save(*_):", "def save(*_):\n    time.sleep(2.5)"))
     pod.job("bash", "-c", "python job.py; true")
     process = pod.start()
     pod.wait_for("pid")
@@ -145,6 +145,40 @@ def test_a_killed_runner_leaves_a_job_that_saves_and_goes(pod):
     wait_until((pod.run.root / "saved").exists, "the job saved")
     wait_until(lambda: not is_alive(pid_in(pod.log)), "the job left")
     assert pod.control("status")["lost"] is True
+
+
+def test_what_a_killed_runner_left_running_is_ended_before_the_next_attempt_begins(pod):
+    """The kernel tells a job's own process, not what a shell has started: that would hold the GPU's memory."""
+    pod.script(SAVES.format(code=75))
+    pod.job("bash", "-c", "python job.py; true")
+    process = pod.start()
+    pod.wait_for("pid")
+    orphan = pid_in(pod.log)
+    process.kill()
+    process.wait()
+    assert is_alive(orphan)
+    pod.finish("bash", "-c", f"grep -qs . /proc/{orphan}/cmdline && echo still there; true")
+    assert "still there" not in pod.log
+    assert (pod.run.root / "saved").exists(), "asked first"
+    assert "1 process of an earlier attempt still runs here: ended" in pod.log
+
+
+def test_an_orphan_that_does_not_listen_is_killed_after_the_grace_and_other_runs_are_let_be(pod):
+    other = Pod(pod.root, run_id="other")
+    other.job(*other.script(SAVES.format(code=75), "other.py"))
+    pod.started.append(other.start())
+    other.wait_for("pid")
+    pod.script(STUBBORN)
+    pod.job("bash", "-c", "python job.py; true")
+    process = pod.start()
+    pod.wait_for("up")
+    orphan = pid_in(pod.log)
+    process.kill()
+    process.wait()
+    assert pod.finish("true", grace_s=0.3).state == SUCCEEDED
+    assert "of an earlier attempt, killed" in pod.log
+    wait_until(lambda: not is_alive(orphan), "the orphan is gone")
+    assert is_alive(pid_in(other.log))
 
 
 def test_attempts_count_up_and_the_log_has_a_header_for_each(pod):
