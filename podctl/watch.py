@@ -178,7 +178,7 @@ def say_how_it_ended(ui: Ui, view: View, receipt: Receipt, podctl: str) -> None:
     ]
     ui.facts(facts, talk=True)
     if view.state in (STOPPED, LOST, FAILED):
-        ui.hint(f"the same {podctl} train again resumes it")
+        ui.hint(f"{podctl} train with the same file resumes it")
 
 
 def refuse_unstarted(view: View) -> None:
