@@ -44,7 +44,7 @@ def status(run: RunWord = "", as_json: AsJson = False) -> int:
 
 def stop(
     run: RunWord = "",
-    grace: Annotated[float, typer.Option("--grace", metavar="SECONDS", min=0, max=3600, help="It may take so long to save.")] = 60,
+    grace: Annotated[float, typer.Option("--grace", metavar="SECONDS", min=0, max=3600, help="Time to save in.")] = 60,
     as_json: AsJson = False,
 ) -> int:
     """Have a run save, then end it; it can be resumed."""

@@ -50,6 +50,11 @@ def test_figures_read_as_people_write_them():
     assert shown("/a\nb") == "'/a\\nb'"
 
 
+def test_hints_name_the_program_as_it_was_typed(cli: Cli):
+    assert "python -m podctl train --config" in cli("attach").err
+    assert "python -m podctl ps --all lists them" in cli("status", "nonsense").err
+
+
 def test_tensorboard_serves_until_ctrl_c(cli: Cli):
     pytest.importorskip("tensorboard")
     import signal

@@ -1,13 +1,15 @@
 """Runs on this machine, through the command line, the runner and a real tmux."""
 
 import json
+import os
+import pty
 import shutil
 import signal
 import subprocess
 from pathlib import Path
 
 import pytest
-from support.podctl_cli import Cli, wait_for
+from support.podctl_cli import COMMAND, Cli, wait_for
 
 FOREVER = "echo begun; exec sleep 60"
 SAVES = "trap 'echo saved; exit 75' TERM; echo begun; while :; do sleep 0.05; done"
@@ -309,6 +311,37 @@ def test_ps_and_status_say_how_far_it_is(cli: Cli):
     assert "0.25" in cli("status").stdout
     (listed,) = cli("ps", "--json").lines
     assert (listed["step"], listed["state"], listed["loss"]) == (3, "running", 0.25)
+
+
+def test_on_a_terminal_a_live_line_tells_how_far_it_is_and_the_log_stays_clean(cli: Cli):
+    progress = {
+        "step": 3,
+        "max_steps": 9,
+        "epoch": 1,
+        "phase": "train",
+        "phase_since": 0,
+        "last_step_at": 0,
+        "eta_s": 65,
+    }
+    script = f"echo '{json.dumps(progress)}' > $PODCTL_RUN_DIR/progress.json; echo begun; sleep 1.2; echo over"
+    ours, theirs = pty.openpty()
+    podctl = subprocess.Popen(
+        [*COMMAND, "train", "-c", str(cli.experiment(script)), "--local"],
+        env={**cli.env, "TERM": "xterm", "COLUMNS": "120"},
+        cwd=cli.project,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+    )
+    cli.started.append(podctl)
+    os.close(theirs)
+    out = podctl.stdout.read()
+    talk = os.read(ours, 100_000).decode()
+    os.close(ours)
+    assert podctl.wait(20) == 0
+    assert out == (cli.run_dir() / "log").read_bytes()
+    assert "tiny · train 3/9 · ETA 1 m 5 s · " in talk
+    assert talk.rindex("\x1b[K") < talk.index("succeeded")  # nothing of it is left behind
 
 
 def test_runs_of_other_projects_are_listed_on_request(cli: Cli, tmp_path):
