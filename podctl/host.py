@@ -1,18 +1,20 @@
-"""A machine we can run things on: the protocol, and this machine itself."""
+"""A machine we can run things on: the protocol, and the two things every caller needs on top of it."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path, PurePath
 from typing import Protocol
 
-from podctl.pods import Result
+from podctl.errors import PodctlError
+from podctl.pods import Pod, Result
 
 
 class Host(Protocol):
     """OpenSSH with one shared connection; fabric where there is no OpenSSH; this machine."""
 
     def run(self, argv: Sequence[str], *, stdin: str = "", timeout_s: float = 60) -> Result:
-        """Run a command there. Raises Unreachable; a command's own failure is in the result."""
+        """Run a command there. Raises Unreachable; a command's own failure is in the result. Surrogate escapes in
+        stdin and in the result stand for bytes that are no UTF-8."""
         ...
 
     def push(self, source: Path, target: PurePath, *, files_from: Sequence[str] = ()) -> None:
@@ -35,3 +37,20 @@ class Host(Protocol):
     def forward(self, remote_port: int, local_port: int) -> AbstractContextManager[None]:
         """While open, the local port on loopback answers as the remote one."""
         ...
+
+
+def host_of(pod: Pod) -> Host:
+    """The way onto a pod."""
+    from podctl.localhost import LocalHost
+
+    return LocalHost()
+
+
+def write(host: Host, path: PurePath, text: str, *, mode: str = "644") -> None:
+    """Put a small file there, over stdin, whole or not at all; its folder is made. Raises PodctlError."""
+    script = (
+        'umask 077; mkdir -p -- "${1%/*}" && cat >"$1.$$.tmp" && chmod "$2" "$1.$$.tmp" && mv -f -- "$1.$$.tmp" "$1"'
+    )
+    result = host.run(["sh", "-c", script, "sh", str(path), mode], stdin=text)
+    if not result.ok:
+        raise PodctlError(f"{path} can't be written: {result.stderr.strip()}", "is the disk full?")

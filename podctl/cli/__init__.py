@@ -1,0 +1,128 @@
+"""The command line: a file a command family, each command a few lines that call the rooms behind. Imports stay lazy."""
+
+import os
+import re
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from podctl.errors import PodctlError
+
+CANCELLED = 130
+EPILOGUE = """\b
+Examples:
+  podctl train --config configs/demo.yaml --local
+  podctl train --config whisper.yaml --set train.optim.lr=3e-5 --detach
+  podctl attach
+  podctl ps --all
+
+\b
+Exit codes: 0 ok or detached, 1 run failed, 2 bad input, 3 key or balance, 4 no capacity, 5 provider unclear,
+6 pod unreachable, 7 stopped by a limit, 8 busy, 9 something missing here, 75 saved and resumable, 130 cancelled.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command. Returns the exit code; a person's mistakes are told, not raised."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    try:
+        result = _app()(args=args, standalone_mode=False, prog_name=program())
+        code = result if isinstance(result, int) else 0
+        if code == CANCELLED:  # the parser has swallowed Ctrl-C
+            print_cancelled()
+        sys.stdout.flush()
+        return code
+    except PodctlError as e:
+        from podctl.ui import Ui
+
+        e.hint = as_typed(e.hint)
+        Ui(as_json="--json" in args).fail(e)
+        return e.exit_code
+    except KeyboardInterrupt:
+        print_cancelled()
+        return CANCELLED
+    except Exception as e:
+        if type(e).__name__ == "ReaderGone":  # whoever reads has had enough; a run goes on by itself
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            return 0
+        exit_code = _usage_error(e)
+        if exit_code is None:
+            raise
+        return exit_code
+
+
+def program() -> str:
+    """This program as it was typed, or as it can be."""
+    import shutil
+
+    typed = sys.argv[0] if sys.argv else ""
+    name = os.path.basename(typed)  # noqa: PTH119 – pathlib is not needed for anything else here
+    if name == "__main__.py":
+        return "python -m podctl"
+    if not name.startswith("podctl"):
+        return "podctl"
+    on_path = shutil.which("podctl")
+    if on_path and os.path.realpath(on_path) == os.path.realpath(typed):
+        return "podctl"
+    return os.path.relpath(typed) if os.path.isabs(typed) else typed  # noqa: PTH117
+
+
+def as_typed(hint: str) -> str:
+    """A hint whose commands begin as this one did."""
+    name = program()
+    if name in hint:
+        return hint
+    return re.sub(
+        r"(?<![\w/.])podctl (?=(train|attach|logs|ps|status|stop|tensorboard|pull)\b)", lambda _: f"{name} ", hint
+    )
+
+
+def print_cancelled() -> None:
+    from podctl.ui import Ui
+
+    Ui().note("cancelled")
+
+
+def _usage_error(e: Exception) -> int | None:
+    """The exit code of what the parser raises, told as it tells it; None for anything else."""
+    show, code = getattr(e, "show", None), getattr(e, "exit_code", None)
+    if isinstance(code, int):
+        if callable(show):
+            show()
+        return code
+    return None
+
+
+def _app() -> typer.Typer:
+    from podctl.cli import follow, results, runs, train
+
+    app = typer.Typer(
+        name="podctl",
+        help="Fine-tune speech models on rented GPUs, or on this machine: send, train, watch, give back.",
+        epilog=EPILOGUE,
+        rich_markup_mode=None,
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    )
+    for family in (train, follow, runs, results):
+        family.register(app)
+
+    @app.callback()
+    def root(
+        version: bool = typer.Option(False, "--version", callback=_show_version, is_eager=True, help="Print it."),
+    ) -> None:
+        pass
+
+    return app
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from podctl import version
+        from podctl.ui import Ui
+
+        Ui().data(f"podctl {version()}")
+        raise typer.Exit

@@ -1,0 +1,69 @@
+"""`podctl tensorboard` and `podctl pull`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from podctl.cli.options import AsJson, RunWord, epilogue, meant_run
+
+
+def register(app: typer.Typer) -> None:
+    app.command(epilog=epilogue("tensorboard", "tensorboard demo --no-browser"))(tensorboard)
+    app.command(epilog=epilogue("pull", "pull demo --to results --checkpoints"))(pull)
+
+
+def tensorboard(
+    run: RunWord = "",
+    no_browser: Annotated[bool, typer.Option("--no-browser", help="Print the address only.")] = False,
+    as_json: AsJson = False,
+) -> int:
+    """Show a run's curves until Ctrl-C."""
+    import signal
+    import sys
+    import webbrowser
+
+    from podctl.runs import host_for
+    from podctl.tensorboard import serving
+    from podctl.ui import Ui
+
+    found, _ = meant_run(run)
+    ui = Ui(as_json=as_json)
+    with serving(found, host_for(found)) as url:
+        if as_json:
+            ui.emit({"event": "serving", "run": found.id, "url": url})
+        else:
+            ui.data(url)
+        ui.note("Ctrl-C ends it")
+        if not no_browser and sys.stdout.isatty():
+            webbrowser.open(url)
+        try:
+            signal.pause()
+        except KeyboardInterrupt:
+            pass
+    return 0
+
+
+def pull(
+    run: RunWord = "",
+    to: Annotated[
+        Path | None,
+        typer.Option("--to", metavar="DIR", help="Where to; .podctl/runs/RUN in the project.", show_default=False),
+    ] = None,
+    checkpoints: Annotated[bool, typer.Option("--checkpoints", help="Also the checkpoints.")] = False,
+    as_json: AsJson = False,
+) -> int:
+    """Bring a run's files here, with the exported model."""
+    from podctl.fetch import pull_all, results_dir
+    from podctl.runs import host_for, run_dir
+    from podctl.ui import Ui, shown
+
+    found, _ = meant_run(run)
+    ui, target = Ui(as_json=as_json), to or results_dir(found)
+    pull_all(run_dir(found), host_for(found), target, checkpoints=checkpoints)
+    if as_json:
+        ui.emit({"event": "pulled", "run": found.id, "to": str(target)})
+    else:
+        ui.data(str(target))
+        ui.done(f"{found.id} is in {shown(target)}")
+    return 0

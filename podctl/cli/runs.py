@@ -1,0 +1,55 @@
+"""`podctl ps`, `status` and `stop`."""
+
+from typing import Annotated
+
+import typer
+
+from podctl.cli.options import AsJson, RunWord, epilogue, meant_run, this_project, watcher
+
+
+def register(app: typer.Typer) -> None:
+    app.command(epilog=epilogue("ps", "ps --all", "ps --json | jq .state"))(ps)
+    app.command(epilog=epilogue("status", "status demo", "status --json"))(status)
+    app.command(epilog=epilogue("stop", "stop demo --grace 120"))(stop)
+
+
+def ps(
+    everywhere: Annotated[bool, typer.Option("--all", "-a", help="Of all projects.")] = False, as_json: AsJson = False
+) -> int:
+    """List the runs of this project, the newest last."""
+    from podctl import report
+    from podctl.runs import open_ledger, views
+    from podctl.ui import Ui
+    from remote.clock import clock_from_env
+
+    project = this_project()
+    known = [r for r in open_ledger().runs().values() if everywhere or r.project == project.id]
+    report.show_table(Ui(as_json=as_json), views(known, clock_from_env().now()), with_project=everywhere)
+    return 0
+
+
+def status(run: RunWord = "", as_json: AsJson = False) -> int:
+    """Show one run in full."""
+    from podctl import report
+    from podctl.cli import program
+    from podctl.runs import host_for, look
+    from podctl.ui import Ui
+    from remote.clock import clock_from_env
+
+    found, _ = meant_run(run)
+    host = host_for(found)
+    report.show_one(Ui(as_json=as_json), look(found, host, clock_from_env().now()), host, program())
+    return 0
+
+
+def stop(
+    run: RunWord = "",
+    grace: Annotated[float, typer.Option("--grace", metavar="SECONDS", min=0, max=3600, help="Time to save in.")] = 60,
+    as_json: AsJson = False,
+) -> int:
+    """Have a run save, then end it; it can be resumed."""
+    from podctl.stop import stop_run
+    from podctl.ui import Ui
+
+    found, ledger = meant_run(run)
+    return stop_run(watcher(found, Ui(as_json=as_json)), ledger, grace)

@@ -1,0 +1,98 @@
+"""`podctl train`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from podctl.cli.options import AsJson, epilogue
+
+if TYPE_CHECKING:
+    from podctl.prepare import Prepared
+    from podctl.ui import Ui
+
+
+def register(app: typer.Typer) -> None:
+    app.command(
+        epilog=epilogue(
+            "train --config configs/demo.yaml --local",
+            "train --config whisper.yaml --debug",
+            "train --config whisper.yaml --set train.optim.lr=3e-5 --set pod.max_hours=2",
+            "train --config whisper.yaml --dry-run",
+        )
+    )(train)
+
+
+def train(
+    config: Annotated[
+        Path, typer.Option("--config", "-c", metavar="FILE", help="The experiment file.", show_default=False)
+    ],
+    debug: Annotated[bool, typer.Option("--debug", help="100 examples and a few steps, as a run of its own.")] = False,
+    force_restart: Annotated[bool, typer.Option("--force-restart", help="A new run; the older one is kept.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop; nothing is written.")] = False,
+    local: Annotated[bool, typer.Option("--local", help="On this machine, at no cost.")] = False,
+    sets: Annotated[
+        list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override a key for this run; repeatable.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    detach: Annotated[bool, typer.Option("--detach", help="Return once it runs.")] = False,
+    as_json: AsJson = False,
+) -> int:
+    """Start a run, or resume the one that stopped."""
+    from podctl.cli import program
+    from podctl.errors import Cancelled
+    from podctl.launch import launch
+    from podctl.prepare import Order, prepare
+    from podctl.runs import open_ledger
+    from podctl.ui import Ui
+    from podctl.watch import Watcher
+    from remote.clock import clock_from_env
+
+    ui, clock = Ui(as_json=as_json), clock_from_env()
+    order = Order(config, tuple(sets or ()), local, debug, force_restart, program())
+    with prepare(order, clock, look_only=dry_run) as prepared:
+        show_plan(prepared, ui)
+        if dry_run:
+            return 0
+        if prepared.provider.name != "local" and not yes and not ui.confirm("rent it?"):
+            raise Cancelled("nothing was rented")
+        launched = launch(prepared, ui, clock)
+    watcher = Watcher(launched.run, launched.host, ui, clock, order.podctl)
+    if as_json:
+        ui.emit({"event": "launched", "run": launched.run.id, "run_dir": launched.run.detail["run_dir"]})
+    if detach:
+        return watcher.leave()
+    return watcher.attend(open_ledger(), offset=launched.log_offset)
+
+
+def show_plan(p: "Prepared", ui: "Ui") -> None:
+    """Step 6, before the question."""
+    from podctl.ui import duration, money, size
+
+    plan, snap, offer = p.plan, p.snapshot, p.plan.offers[0]
+    what = f"resumes: {p.choice.because}" if plan.resumes else f"new{': ' * bool(p.choice.because)}{p.choice.because}"
+    commit = (f", commit {snap.commit[:10]}" if snap.commit else ", no commit") if snap.in_git else ", not in git"
+    dirty = f", {len(snap.changed)} changed and {len(snap.untracked)} un-added" if snap.dirty else ""
+    ending = "the run ends, this machine stays on" if p.provider.name == "local" else "the pod is given back"
+    if ui.as_json:
+        told = {"run": plan.run_id, "resumes": plan.resumes, "because": p.choice.because, "provider": p.provider.name}
+        told |= {"machine": offer.ref, "files": len(snap.files), "bytes": snap.n_bytes, "commit": snap.commit}
+        told |= {"dirty": snap.dirty, "max_hours": plan.max_hours, "ceiling_usd": plan.ceiling_usd}
+        ui.emit({"event": "plan", **told, "without_effect": sorted(p.idle_keys)})
+        return
+    ui.note(f"{plan.run_id}  {what}")
+    facts = [
+        ("machine", f"{offer.ref or offer.gpu} ({p.provider.name}), {money(offer.usd_per_hour)} an hour"),
+        ("code", f"{len(snap.files)} file{'s' * (len(snap.files) != 1)}, {size(snap.n_bytes)}{commit}{dirty}"),
+        ("limit", f"{duration(plan.max_hours * 3600)}, {money(plan.ceiling_usd)} at most"),
+        ("at the end", ending),
+    ]
+    ui.facts(facts, talk=True)
+    for key, reason in p.idle_keys.items():
+        ui.warn(f"pod.{key} has no effect here: {reason}")
+    for what_is, names in (
+        ("submodules are not sent", snap.submodules),
+        ("LFS pointers, not contents", snap.lfs_pointers),
+    ):
+        if names:
+            ui.warn(f"{what_is}: {', '.join(names[:5])}{' …' if len(names) > 5 else ''}")

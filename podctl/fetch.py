@@ -1,0 +1,191 @@
+"""What comes home from a run: its small files by themselves, models when they are asked for, and the receipt."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path, PurePath, PurePosixPath
+from typing import Any
+
+from podctl import ledger as events
+from podctl.errors import PodctlError
+from podctl.host import Host, write
+from podctl.ledger import Event, Ledger
+from podctl.pods import Run
+from podctl.runs import View, run_dir
+from podctl.ui import money
+from remote.rundir import LOST, STOPPED, SUCCEEDED, RunDir
+
+EXPORT_SMALL_KB = 1024  # an export's configuration and tokeniser, not its weights
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """How a run ended, what it reached and what it cost. `exit_code` is podctl's own."""
+
+    run: str
+    project: str
+    state: str
+    reason: str
+    exit_code: int
+    headline: str
+    duration_s: float
+    attempts: int
+    usd: float
+    bill: str
+    run_dir: str
+    log: str
+    best_checkpoint: str
+    export: str
+    tensorboard: str  # the command that shows it
+    results: str  # where its small files were fetched to
+    metrics: dict[str, Any] = field(default_factory=dict)
+    trouble: str = ""  # what went wrong after the end
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def settle(view: View, host: Host, ledger: Ledger, project: str, podctl: str) -> Receipt:
+    """Close a run that is over: fetch, bill, receipt. Repeating it changes nothing."""
+    run, where = view.run, run_dir(view.run)
+    results = results_dir(run)
+    trouble = ""
+    if view.status is not None:
+        try:
+            fetch_results(where, host, results)
+        except (OSError, PodctlError) as e:  # the end of a run is told, whatever the laptop's disk says
+            trouble = f"its results could not be fetched: {e}"
+    close_books(view, ledger, project)
+    if run.detail.get("secrets_file"):
+        host.run(["rm", "-f", str(run.detail["secrets_file"])])
+    receipt = replace(make_receipt(view, host, results, podctl), trouble=trouble)
+    text = json.dumps(receipt.as_dict(), indent=1, ensure_ascii=False) + "\n"
+    write(host, PurePosixPath(where.receipt), text)
+    if results.is_dir() and not trouble:
+        (results / where.receipt.name).write_text(text, encoding="utf-8")
+    return receipt
+
+
+def make_receipt(view: View, host: Host, results: Path, podctl: str) -> Receipt:
+    """What there is to say about a run that is over."""
+    where, status = run_dir(view.run), view.status
+    summary = _object(host.read(PurePosixPath(where.summary)))
+    metrics = summary.get("metrics")
+    has_export = host.run(["test", "-d", str(where.export)]).ok
+    duration_s = max(0.0, (status.ended_at or status.heartbeat_at) - status.started_at) if status else 0.0
+    return Receipt(
+        run=view.run.id,
+        project=view.run.project,
+        state=view.state,
+        reason=reason_of(view),
+        exit_code=exit_code_of(view),
+        headline=str(summary.get("headline", "")),
+        duration_s=round(duration_s, 3),
+        attempts=status.attempt if status else view.run.attempts,
+        usd=round(view.usd, 4),
+        bill=money(view.usd),
+        run_dir=str(where),
+        log=str(where.log),
+        best_checkpoint=best_checkpoint(where, host),
+        export=str(where.export) if has_export else "",
+        tensorboard=f"{podctl} tensorboard {view.run.id}"
+        if host.run(["test", "-d", str(where.tensorboard)]).ok
+        else "",
+        results=str(results) if results.is_dir() else "",
+        metrics=metrics if isinstance(metrics, dict) else {},
+    )
+
+
+def exit_code_of(view: View) -> int:
+    """podctl's word for how a run ended."""
+    if view.state == SUCCEEDED:
+        return 0
+    if view.state == STOPPED:
+        return 7 if view.status is not None and view.status.limit else 75
+    return 1
+
+
+def reason_of(view: View) -> str:
+    """Why it ended, in a sentence."""
+    if view.status is not None and view.status.reason and view.status.is_final:
+        return view.status.reason
+    if view.state == LOST:
+        return "its runner is gone without a last word: the machine was restarted, or its session was killed"
+    return ""
+
+
+def best_checkpoint(where: RunDir, host: Host) -> str:
+    """The path of the checkpoint that evaluated best, "" where there is none."""
+    step = _object(host.read(PurePosixPath(where.best))).get("step")
+    if not isinstance(step, int):
+        return ""
+    path = where.checkpoint(step)
+    return str(path) if host.run(["test", "-d", str(path)]).ok else ""
+
+
+def close_books(view: View, ledger: Ledger, project: str) -> None:
+    """The end and the bill of the newest attempt, once."""
+    run = view.run
+    ended = view.status.ended_at if view.status is not None and view.status.ended_at else view.now
+    hours = max(0.0, ended - (run.started_at or ended)) / 3600
+    end = Event(
+        view.now, events.STOPPED, run.id, project, run.provider, run.name, run.pod, detail={"state": view.state}
+    )
+    bill = replace(end, event=events.BILLED, usd=hours * run.usd_per_hour, detail={})
+    ledger.append(end, bill, unless=lambda runs: run.id in runs and runs[run.id].gone_at is not None)
+
+
+def results_dir(run: Run) -> Path:
+    """Where a run's fetched files lie, inside its project."""
+    return Path(str(run.detail.get("project_root", "."))) / ".podctl" / "runs" / run.id
+
+
+def fetch_results(where: RunDir, host: Host, target: Path) -> None:
+    """Everything small: log, metrics, events, reports, provenance, and what of the export is no weight."""
+    ignore_results(target)
+    keep_there = {where.checkpoints.name, where.export.name, where.writer.name}
+    for name in _names_in(where.root, host):
+        if name not in keep_there:
+            _pull(host, where.root / name, target / name)
+    small = host.run(["find", str(where.export), "-type", "f", "-size", f"-{EXPORT_SMALL_KB}k", "-print0"])
+    for path in filter(None, small.stdout.split("\0")):
+        _pull(host, Path(path), target / where.export.name / Path(path).relative_to(where.export))
+
+
+def pull_all(where: RunDir, host: Host, target: Path, *, checkpoints: bool) -> None:
+    """Everything with the exported model; checkpoints only when asked for, since they are large. Raises PodctlError."""
+    if not host.run(["test", "-d", str(where)]).ok:
+        raise PodctlError(f"there is no {where}", "the run never began, or its directory was removed")
+    ignore_results(target)
+    leave = {where.writer.name} | (set() if checkpoints else {where.checkpoints.name})
+    for name in _names_in(where.root, host):
+        if name not in leave:
+            _pull(host, where.root / name, target / name)
+
+
+def ignore_results(results: Path) -> None:
+    """`.podctl/` is nobody's source code: it carries its own .gitignore."""
+    results.mkdir(parents=True, exist_ok=True)
+    root = next((p for p in results.parents if p.name == ".podctl"), None)
+    if root is not None and not (root / ".gitignore").exists():
+        (root / ".gitignore").write_text("*\n", encoding="ascii")
+
+
+def _names_in(root: PurePath, host: Host) -> Sequence[str]:
+    listed = host.run(["find", str(root), "-mindepth", "1", "-maxdepth", "1", "-print0"])
+    return sorted(PurePosixPath(p).name for p in listed.stdout.split("\0") if p and not p.endswith(".tmp"))
+
+
+def _pull(host: Host, source: PurePath, target: Path) -> None:
+    try:
+        host.pull(source, target)
+    except FileNotFoundError:
+        pass  # it went away while we looked
+
+
+def _object(data: bytes | None) -> dict[str, Any]:
+    try:
+        value = json.loads(data or b"{}")
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}

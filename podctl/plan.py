@@ -1,0 +1,99 @@
+"""Pure decisions about a run: what it is called, whether it resumes another, and what it can cost at most."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from podctl.errors import BadInput, Busy
+from podctl.pods import Offer, Plan, Run
+from remote.rundir import FAILED, LOST, STOPPED, SUCCEEDED
+
+POD_NAME_MAX = 60  # RunPod accepts names up to 60 (seen 2026-08)
+NEVER_STARTED = "not started"  # the ledger has it, the volume does not
+RESUMABLE = frozenset({STOPPED, FAILED, LOST, NEVER_STARTED})
+IDLE_LOCALLY = {
+    "gpu": "this machine has what it has",
+    "gpu_count": "this machine has what it has",
+    "data_centers": "this machine is where it is",
+    "volume": "runs lie under podctl's state directory",
+    "image": "this machine's own Python runs it",
+    "disk_gb": "this machine's disk is as large as it is",
+    "on_success": "this machine stays on",
+    "on_failure": "this machine stays on",
+    "spot": "nobody takes this machine away",
+    "guard": "nothing here needs to be given back",
+}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which run a `train` means: a new one, or an older one that goes on."""
+
+    run_id: str
+    resumes: Run | None = None
+    because: str = ""  # for a person
+
+
+def choose_run(
+    newest: Run | None, state: str, differences: Sequence[str], *, force: bool, new_id: str, podctl: str = "podctl"
+) -> Choice:
+    """What a second `train` means. `state` is the volume's word on the newest run of this name.
+
+    Raises Busy where it still runs, BadInput where resuming would train something else than what was begun.
+    """
+    if newest is None:
+        return Choice(new_id)
+    if state not in RESUMABLE and state != SUCCEEDED:
+        if force:
+            raise Busy(
+                f"{newest.id} is {state}; two would share this machine", f"{podctl} stop {newest.id}, then again"
+            )
+        raise Busy(f"{newest.id} is {state}", f"{podctl} attach {newest.id}")
+    if force:
+        return Choice(new_id, because=f"{newest.id} ({state}) stays as it is")
+    if state == SUCCEEDED:
+        return Choice(new_id, because=f"{newest.id} succeeded")
+    if differences:
+        raise BadInput(
+            f"{newest.id} ({state}) was begun with other settings, so it can't be resumed with these",
+            "--force-restart begins a new run and keeps that one; or undo the changes",
+            tuple(differences),
+        )
+    return Choice(newest.id, newest, because=f"it was {state}")
+
+
+def make_run_id(name: str, now: float, token: str) -> str:
+    """`<name>-<yymmdd-hhmmss>-<4 hex>`, in UTC."""
+    return f"{name}-{time.strftime('%y%m%d-%H%M%S', time.gmtime(now))}-{token[:4]}"
+
+
+def make_pod_name(owner: str, run_id: str) -> str:
+    """`pc-<owner>-<run id>`; where that is too long the name within it gives way, never the part that is unique."""
+    name, tail = run_id[: -len("-yymmdd-hhmmss-abcd")], run_id[-len("-yymmdd-hhmmss-abcd") :]
+    room = POD_NAME_MAX - len(f"pc-{owner}-") - len(tail)
+    return f"pc-{owner}-{name[:room].rstrip('-')}{tail}"
+
+
+def make_plan(
+    choice: Choice, owner: str, offers: Sequence[Offer], max_hours: float, max_usd: float | None = None
+) -> Plan:
+    """The cheapest offer first, and the most that it can cost. Raises BadInput where that is over `max_usd`."""
+    ranked = sorted(offers, key=lambda o: o.usd_per_hour)
+    ceiling_usd = ranked[0].usd_per_hour * max_hours if ranked else 0.0
+    if max_usd is not None and ceiling_usd > max_usd:
+        raise BadInput(f"could cost ${ceiling_usd:,.2f}, the limit is ${max_usd:,.2f}", "lower pod.max_hours")
+    return Plan(
+        run_id=choice.run_id,
+        resumes=choice.resumes is not None,
+        pod_name=make_pod_name(owner, choice.run_id),
+        offers=ranked,
+        max_hours=max_hours,
+        ceiling_usd=ceiling_usd,
+    )
+
+
+def without_effect(provider: str, given: Mapping[str, object]) -> dict[str, str]:
+    """Keys of `pod:` that were given and that this provider can't honour, with the reason."""
+    if provider != "local":
+        return {}
+    return {key: IDLE_LOCALLY[key] for key in given if key in IDLE_LOCALLY}

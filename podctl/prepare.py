@@ -1,0 +1,170 @@
+"""Steps 1 to 5 of a train: from what was typed to a plan. Decides everything, starts nothing.
+
+Every mistake is found here, at once, while it is free.
+"""
+
+import contextlib
+import importlib.util
+import os
+import secrets
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+
+from podctl import ledger as events
+from podctl import runs, shell, source
+from podctl.errors import BadInput, MissingHere
+from podctl.experiment import Experiment, bad_file, read_experiment
+from podctl.host import Host
+from podctl.ledger import newest
+from podctl.plan import Choice, choose_run, make_plan, make_run_id, without_effect
+from podctl.pods import Plan, PodSpec, Run
+from podctl.project import Project, find_project
+from podctl.providers.base import Provider, provider_named
+from podctl.settings import Settings, load_settings, refuse_tracked_keys, state_dir
+from podctl.trainer_check import check_training
+from podctl.yamls import read_yaml, to_yaml
+from remote.clock import Clock
+from remote.mistakes import Mistake
+
+
+@dataclass(frozen=True)
+class Order:
+    """What was typed."""
+
+    config: Path
+    sets: tuple[str, ...] = ()
+    local: bool = False
+    debug: bool = False
+    force_restart: bool = False
+    podctl: str = "podctl"  # as a person can type it
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """All that is decided; nothing is started yet."""
+
+    experiment: Experiment
+    spec: PodSpec  # the experiment's, with what the settings fill in
+    settings: Settings
+    project: Project
+    snapshot: source.Snapshot
+    provider: Provider
+    lineage: str
+    debug: bool
+    choice: Choice
+    plan: Plan
+    idle_keys: Mapping[str, str]
+
+
+@contextlib.contextmanager
+def prepare(
+    order: Order, clock: Clock, token: Callable[[], str] = lambda: secrets.token_hex(2), *, look_only: bool = False
+) -> Iterator[Prepared]:
+    """Steps 1 to 5. While the block lasts nobody else decides about this name; `look_only` takes no such lock.
+
+    Raises BadInput with every mistake, Busy, MissingHere.
+    """
+    project = find_project(order.config.absolute().parent, Path.cwd())
+    settings = load_settings(project.root)
+    refuse_tracked_keys(project.root)
+    experiment = checked_experiment(order, settings)
+    provider = provider_named(experiment.pod.provider)
+    refuse_what_is_missing(experiment)
+    lineage = experiment.name + ("-debug" if order.debug else "")
+    held = contextlib.nullcontext() if look_only else events.starting(state_dir(), project.id, lineage)
+    with held:
+        snap = source.snapshot(project, exclude=state_dir())
+        choice = choose(order, experiment, project, lineage, clock, token)
+        pod, spec = experiment.pod, experiment.spec
+        if not spec.gpu and settings.gpu_type:
+            spec = replace(spec, gpu=(settings.gpu_type,))
+        offers = provider.offers(spec)
+        plan = make_plan(choice, settings.owner, offers, pod.max_hours, pod.max_usd)
+        idle = without_effect(provider.name, dict.fromkeys(sorted(pod.model_fields_set)))
+        yield Prepared(experiment, spec, settings, project, snap, provider, lineage, order.debug, choice, plan, idle)
+
+
+def checked_experiment(order: Order, settings: Settings) -> Experiment:
+    """Steps 1 and 2: both halves of the file, and every mistake in it at once. Raises BadInput."""
+    experiment, document, mistakes = read_experiment(order.config, sets=order.sets, local=order.local)
+    if experiment is not None:
+        mistakes += [
+            Mistake("pod.secrets", f"{name} is not set on this machine: export {name}=… or put it into .runpod.env")
+            for name in experiment.pod.secrets
+            if settings.secret(name) is None
+        ]
+        mistakes += provider_mistakes(experiment.pod.provider)
+    if document.get("train") is not None:
+        mistakes += check_training(to_yaml(document)).mistakes
+    if mistakes or experiment is None:
+        raise bad_file(order.config, mistakes)
+    return experiment
+
+
+def provider_mistakes(name: str) -> list[Mistake]:
+    try:
+        provider_named(name)
+    except BadInput as e:
+        return [Mistake("pod.provider", f"{e.message}: {e.hint.removeprefix('pod.provider is ')}")]
+    return []
+
+
+def refuse_what_is_missing(experiment: Experiment) -> None:
+    """What a run on this machine needs of it. Raises MissingHere with what installs it."""
+    if experiment.pod.provider != "local":
+        return
+    for program in ("tmux", "bash"):  # a run lives in tmux, so that it outlives this command
+        if not shell.found(program):
+            raise MissingHere(f"{program} is not installed, and a run needs it", shell.install_hint(program))
+    if experiment.trains and not _has_torch(local_python()):
+        raise MissingHere(f"torch is not installed beside {local_python()}", "pip install 'podctl[train]'")
+
+
+def local_python() -> str:
+    """The Python that trains on this machine: `$PODCTL_PYTHON`, else the one that podctl runs on."""
+    return os.environ.get("PODCTL_PYTHON") or sys.executable
+
+
+def choose(
+    order: Order, experiment: Experiment, project: Project, lineage: str, clock: Clock, token: Callable[[], str]
+) -> Choice:
+    """Is it a new run, or does an older one go on? Raises Busy, BadInput."""
+    before = newest(runs.open_ledger().runs().values(), project.id, lineage)
+    state, differences = "", []
+    if before is not None and runs.is_gone(before):
+        return Choice(make_run_id(lineage, clock.now(), token()), because=f"{before.id} is gone with its volume")
+    if before is not None:
+        host = runs.host_for(before)
+        state = runs.look(before, host, clock.now()).state
+        if not order.force_restart:
+            differences = changes_since(before, host, experiment)
+    new_id = make_run_id(lineage, clock.now(), token())
+    return choose_run(before, state, differences, force=order.force_restart, new_id=new_id, podctl=order.podctl)
+
+
+def changes_since(run: Run, host: Host, experiment: Experiment) -> list[str]:
+    """What differs from the run's own experiment beyond what a resume allows."""
+    old = host.read(PurePosixPath(runs.run_dir(run).experiment)) if run.detail.get("run_dir") else None
+    if old is None:
+        return []
+    with tempfile.TemporaryDirectory(prefix="podctl-") as tmp:
+        path = Path(tmp, "experiment.yaml")
+        path.write_bytes(old)
+        document, _ = read_yaml(path)
+    then = (document.get("pod") or {}).get("command")
+    now = experiment.document["pod"].get("command")
+    if then != now:
+        return [f"pod.command: {then} → {now}"]
+    if not experiment.trains:
+        return []
+    return list(check_training(experiment.yaml, against=old.decode("utf-8")).changes)
+
+
+def _has_torch(python: str) -> bool:
+    if python == sys.executable:
+        return importlib.util.find_spec("torch") is not None
+    look_up = "import importlib.util as u, sys; sys.exit(u.find_spec('torch') is None)"
+    return shell.run([python, "-c", look_up]).ok

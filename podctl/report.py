@@ -1,0 +1,88 @@
+"""Runs as a person reads them: the table of `ps`, and one run in full."""
+
+from collections.abc import Sequence
+from pathlib import PurePosixPath
+
+from podctl import fetch
+from podctl.host import Host
+from podctl.runs import View, run_dir
+from podctl.ui import Ui, duration, money
+from podctl.watch import best_of
+from remote.clock import utc
+from remote.rundir import FAILED
+
+TAIL_LINES = 5
+
+
+def show_table(ui: Ui, views: Sequence[View], *, with_project: bool) -> None:
+    """A line a run; in JSON an object a run."""
+    if ui.as_json:
+        for view in views:
+            ui.emit(view.as_dict())
+        return
+    if not views:
+        ui.note("no runs here yet")
+        ui.hint("podctl train --config FILE; podctl ps --all shows those of other projects")
+        return
+    head = ["RUN", "STATE", ">STEP", "BEST", ">AGE", ">$"]
+    rows = [
+        [v.run.id, v.state, step_of(v), best_of(v.progress.best) if v.progress else "", age_of(v), money(v.usd)]
+        for v in views
+    ]
+    if with_project:
+        head.append("PROJECT")
+        rows = [[*row, v.run.project] for row, v in zip(rows, views, strict=True)]
+    ui.table(head, rows)
+
+
+def show_one(ui: Ui, view: View, host: Host, podctl: str) -> None:
+    """All there is to say about a run, and the end of its log where it failed."""
+    where, s, p = run_dir(view.run), view.status, view.progress
+    if ui.as_json:
+        ui.emit({**view.as_dict(), "best_checkpoint": fetch.best_checkpoint(where, host), "log": str(where.log)})
+        return
+    ran_s = ((s.ended_at or view.now) - s.started_at) if s else 0.0
+    beat = f"{duration(view.now - s.heartbeat_at)} ago" if s and not view.is_over else ""
+    facts = [
+        ("run", view.run.id),
+        ("state", f"{view.state} ({s.phase})" if s and not view.is_over else view.state),
+        ("reason", fetch.reason_of(view)),
+        (
+            "result",
+            fetch.make_receipt(view, host, fetch.results_dir(view.run), podctl).headline if view.is_over else "",
+        ),
+        ("step", step_of(view)),
+        ("loss", f"{p.loss:.4g}" if p and p.loss is not None else ""),
+        ("best", best_of(p.best) if p else ""),
+        ("speed", f"{p.audio_s_per_s:.0f} audio-s/s" if p and p.audio_s_per_s else ""),
+        ("ETA", duration(p.eta_s) if p and p.eta_s and not view.is_over else ""),
+        ("attempt", str(s.attempt) if s else ""),
+        ("began", utc(s.started_at) if s else utc(view.run.created_at)),
+        ("ran", duration(ran_s) if s else ""),
+        ("heartbeat", beat),
+        ("cost", money(view.usd)),
+        ("machine", f"{view.run.pod or '–'} ({view.run.provider})"),
+        ("directory", str(where) if view.run.launched_at else ""),
+        ("log", f"{where.log}, {view.log_size} bytes" if view.run.launched_at else ""),
+        ("checkpoint", fetch.best_checkpoint(where, host) if view.run.launched_at else ""),
+    ]
+    ui.facts(facts)
+    if view.state == FAILED:
+        ui.note("the end of its log:")
+        for line in tail_of(host.read(PurePosixPath(where.log)) or b""):
+            ui.note(f"  {line}")
+    if not view.is_over:
+        ui.hint(f"{podctl} attach {view.run.id}")
+
+
+def step_of(view: View) -> str:
+    """`120/600`."""
+    return f"{view.progress.step}/{view.progress.max_steps}" if view.progress else ""
+
+
+def age_of(view: View) -> str:
+    return duration(max(0.0, view.now - view.run.created_at))
+
+
+def tail_of(log: bytes) -> list[str]:
+    return log[-8192:].decode("utf-8", "replace").splitlines()[-TAIL_LINES:]

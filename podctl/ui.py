@@ -1,0 +1,187 @@
+"""Everything that podctl shows: data on stdout, talk on stderr, and nothing that waits without a terminal.
+
+The only module that prints. A command makes one `Ui` and hands it down.
+"""
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from podctl.errors import BadInput, PodctlError
+
+
+class ReaderGone(Exception):
+    """Whoever read our stdout closed it: `podctl logs | head`."""
+
+
+class Ui:
+    """One command's voice. With `as_json`, what a command has to say on stdout is JSON, an object a line."""
+
+    def __init__(self, *, as_json: bool = False) -> None:
+        self.as_json = as_json
+        self.live_wanted = sys.stderr.isatty() and not as_json
+        self._colour = sys.stderr.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+        self._live = ""
+        self._at_line_start = True  # of the log on the terminal
+
+    # talk
+
+    def note(self, text: str) -> None:
+        """A line of talk."""
+        self._talk(text)
+
+    def done(self, text: str) -> None:
+        """A line that long work leaves behind."""
+        self._talk(f"{self._paint('32', '✓')} {text}")
+
+    def warn(self, text: str) -> None:
+        """A line that should not be missed."""
+        self._talk(f"{self._paint('33', '!')} {text}")
+
+    def fail_line(self, text: str) -> None:
+        """A line that says what went wrong."""
+        self._talk(f"{self._paint('31', '✗')} {text}")
+
+    def hint(self, text: str) -> None:
+        """What to type next."""
+        self._talk(self._paint("2", f"→ {text}"))
+
+    def fail(self, error: PodctlError) -> None:
+        """An error: what is the case, each mistake on a line, what to type next; in JSON, one object on stdout."""
+        mistakes = error.mistakes if isinstance(error, BadInput) else ()
+        if self.as_json:
+            told = {"event": "error", "error": error.message, "hint": error.hint, "mistakes": list(mistakes)}
+            self.emit({**told, "exit_code": error.exit_code})
+        self.fail_line(error.message)
+        for mistake in mistakes:
+            self._talk(f"  {mistake}")
+        if error.hint:
+            self.hint(error.hint)
+
+    def live(self, text: str) -> None:
+        """Replace the live line; without a terminal nothing is shown."""
+        if not self.live_wanted or not self._at_line_start:
+            return
+        width = shutil.get_terminal_size().columns - 1
+        text = text if len(text) <= width else text[: width - 1] + "…"
+        if text != self._live:
+            _write(sys.stderr, f"\r\x1b[K{self._paint('2', text)}" if text else "\r\x1b[K")
+            self._live = text
+
+    def confirm(self, question: str) -> bool:
+        """Ask; Enter means no. Raises BadInput where nobody can answer."""
+        if self.as_json or not (sys.stdin.isatty() and sys.stderr.isatty()):
+            raise BadInput("nobody can be asked here: this is not a terminal", "add --yes")
+        self.live("")
+        _write(sys.stderr, f"{question} [y/N] ")
+        return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+    # data
+
+    def data(self, text: str) -> None:
+        """A line of data."""
+        self.live("")
+        _write(sys.stdout, text + "\n")
+
+    def emit(self, value: Mapping[str, Any]) -> None:
+        """One JSON object on a line of its own."""
+        self.live("")
+        _write(sys.stdout, json.dumps(value, ensure_ascii=True, default=str) + "\n")
+
+    def log(self, chunk: bytes) -> None:
+        """A piece of a run's log, byte for byte."""
+        live, shown = self._live, self.live_wanted
+        self.live("")
+        try:
+            sys.stdout.flush()
+            sys.stdout.buffer.write(chunk)
+            sys.stdout.buffer.flush()
+        except BrokenPipeError:
+            raise ReaderGone from None
+        self._at_line_start = chunk.endswith((b"\n", b"\r")) or not sys.stdout.isatty()
+        if shown:
+            self.live(live)
+
+    def table(self, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Columns as wide as they need to be; numbers are right-aligned by their heading's leading `>`."""
+        right = [h.startswith(">") for h in head]
+        lines = [[h.lstrip(">") for h in head], *[[str(cell) for cell in row] for row in rows]]
+        widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+        for line in lines:
+            cells = [c.rjust(w) if r else c.ljust(w) for c, w, r in zip(line, widths, right, strict=True)]
+            self.data("  ".join(cells).rstrip())
+
+    def facts(self, facts: Sequence[tuple[str, str]], *, talk: bool = False) -> None:
+        """Names and values, aligned; an empty value is left out."""
+        facts = [(name, value) for name, value in facts if value]
+        width = max((len(name) for name, _ in facts), default=0)
+        for name, value in facts:
+            line = f"{name.ljust(width)}  {value}"
+            self._talk(f"  {line}") if talk else self.data(line)
+
+    def _talk(self, text: str) -> None:
+        self.live("")
+        if not self._at_line_start:
+            text, self._at_line_start = "\n" + text, True
+        _write(sys.stderr, text + "\n")
+
+    def _paint(self, code: str, text: str) -> str:
+        return f"\x1b[{code}m{text}\x1b[0m" if self._colour else text
+
+
+def duration(seconds: float) -> str:
+    """`0.3 s`, `48 s`, `5 m 10 s`, `2 h 10 m`, `3 d 4 h`."""
+    if seconds < 10:
+        return f"{max(0.0, seconds):.1f} s"
+    s = round(seconds)
+    for unit, name, part, part_name in ((86400, "d", 3600, "h"), (3600, "h", 60, "m"), (60, "m", 1, "s")):
+        if s >= unit:
+            rest = s % unit // part
+            return f"{s // unit} {name} {rest} {part_name}" if rest else f"{s // unit} {name}"
+    return f"{s} s"
+
+
+def money(usd: float) -> str:
+    """`$3.20`."""
+    return f"${usd:,.2f}"
+
+
+def size(n_bytes: float) -> str:
+    """`840 B`, `12.3 kB`, `1.2 GB`."""
+    if n_bytes < 1000:
+        return f"{n_bytes:.0f} B"
+    for unit in ("kB", "MB", "GB"):
+        n_bytes /= 1000
+        if n_bytes < 1000:
+            return f"{n_bytes:.1f} {unit}"
+    return f"{n_bytes / 1000:.1f} TB"
+
+
+def shown(path: object) -> str:
+    """A path on one line, whatever is in it; relative to here where that is shorter."""
+    text = str(path)
+    here = str(_cwd()) + os.sep
+    text = text[len(here) :] if text.startswith(here) else text
+    return text if text.isprintable() and text.strip() == text and text else repr(text)
+
+
+def _cwd() -> str:
+    try:
+        return os.getcwd()  # noqa: PTH109 – a directory that was removed raises, and that is all we ask
+    except OSError:
+        return "/nowhere"
+
+
+def _write(stream: Any, text: str) -> None:
+    try:
+        stream.write(text)
+    except UnicodeEncodeError:  # a terminal that knows no ✓, or a file name that is not UTF-8
+        encoding = stream.encoding or "ascii"
+        stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+    try:
+        stream.flush()
+    except BrokenPipeError:
+        raise ReaderGone from None
