@@ -284,7 +284,7 @@ def state_after(exit_code: int, asked_to_stop: bool) -> str:
 def is_lost(status: Status, runner_alive: Optional[bool], now: float) -> bool:
     """No final word, and nobody left to say one.
 
-    `runner_alive` is what the machine says that it ran on; None where that machine can't be asked: then an old heartbeat
+    `runner_alive` is the word of the machine that it ran on; None where that can't be asked: then an old heartbeat
     decides. A living runner is never lost, however full the volume that its heartbeat lies on.
     """
     if status.is_final:

@@ -65,7 +65,7 @@ def program() -> str:
     on_path = shutil.which("podctl")
     if on_path and os.path.realpath(on_path) == os.path.realpath(typed):
         return "podctl"
-    return os.path.relpath(typed) if os.path.isabs(typed) else typed  # noqa: PTH117
+    return os.path.relpath(typed) if os.path.isabs(typed) else typed
 
 
 def as_typed(hint: str) -> str:
