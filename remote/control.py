@@ -23,7 +23,7 @@ import remote
 from remote import machine
 from remote.clock import clock_from_env
 from remote.files import read_json
-from remote.rundir import LOST, STALE_S, RunDir, Status, read_status
+from remote.rundir import LOST, RunDir, Status, is_lost, read_status
 
 MARGIN_S = 15.0  # beyond the grace: to end what was killed, and for the last bytes on a slow volume
 LOOK_S = 0.05
@@ -87,9 +87,8 @@ def _runs_here(run: RunDir, status: Status) -> bool:
 
 
 def _is_lost(run: RunDir, status: Status, now: float) -> bool:
-    if status.boot_id == machine.boot_id():
-        return not machine.is_runner_of(status.pid, run.root)
-    return now - status.heartbeat_at > STALE_S
+    same_boot = status.boot_id == machine.boot_id()
+    return is_lost(status, machine.is_runner_of(status.pid, run.root) if same_boot else None, now)
 
 
 def _ask(run: RunDir, status: Status) -> bool:
