@@ -25,7 +25,7 @@ from trainer.machine import Machine, start_machine
 from trainer.recipe.base import Recipe
 from trainer.recipe.load import parse_recipe
 from trainer.task import Parts, Task, make_task
-from trainer.train import cache_root, data_root, placed, write_rows
+from trainer.train import cache_root, data_root, placed, run_provenance, write_rows
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +40,7 @@ class Trained:
     parts: Parts
     machine: Machine
     reports: Path | None  # a run's
+    provenance: dict[str, Any]
 
 
 def evaluate(args: argparse.Namespace) -> int:
@@ -60,7 +61,7 @@ def evaluate(args: argparse.Namespace) -> int:
     if folder is not None:
         stem = f"evaluate-{time.strftime('%y%m%d-%H%M%S', time.gmtime())}"
         write_rows(folder / f"{stem}.rows.jsonl", result)
-        line = as_json(result, model=trained.name, manifests=[str(n) for n in names], shuffled_audio=args.shuffle_audio)
+        line = as_json(result, trained.provenance, manifests=[str(n) for n in names], shuffled_audio=args.shuffle_audio)
         write_atomic(folder / f"{stem}.json", (line + "\n").encode())
         print(f"report: {folder / stem}.json")
     return 0
@@ -106,9 +107,9 @@ def _load_run(run: RunDir, sets: Sequence[str]) -> Trained:
     best = (best_first(found, lambda m: m[recipe.eval.metric]) or found)[0]
     machine = start_machine(recipe.loop)
     task = make_task(recipe)
-    return Trained(
-        f"{run.root.name} step {best.step}", recipe, task, placed(task.build(best.model), machine), machine, run.reports
-    )
+    parts = placed(task.build(best.model), machine)
+    provenance = run_provenance(run)
+    return Trained(f"{run.root.name} step {best.step}", recipe, task, parts, machine, run.reports, provenance)
 
 
 def _load_model(model: Path, sets: Sequence[str]) -> Trained:
@@ -121,7 +122,8 @@ def _load_model(model: Path, sets: Sequence[str]) -> Trained:
     recipe = parse_recipe(_with_sets(raw, sets), expand=True)
     machine = start_machine(recipe.loop)
     task = make_task(recipe)
-    return Trained(str(model), recipe, task, placed(task.build(), machine), machine, None)
+    parts = placed(task.build(), machine)
+    return Trained(str(model), recipe, task, parts, machine, None, read_json(model / "provenance.json") or {})
 
 
 def _plain_recipe(model: Path) -> dict[str, Any]:

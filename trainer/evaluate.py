@@ -104,10 +104,11 @@ def table_lines(report: Report) -> list[str]:
     return lines
 
 
-def as_json(evaluation: Evaluation, **more: Any) -> str:
-    """One line: metrics, table and provenance."""
+def as_json(evaluation: Evaluation, provenance: Mapping[str, Any], **more: Any) -> str:
+    """One line: metrics, table and provenance, to which that of the run is added."""
     r = evaluation.report
-    return json.dumps({**more, "metrics": dict(r.metrics), "table": list(r.table), "provenance": dict(r.provenance)})
+    whole = {**provenance, **r.provenance}
+    return json.dumps({**more, "metrics": dict(r.metrics), "table": list(r.table), "provenance": whole})
 
 
 def _row(example: Example, answers: Mapping[str, Row], reasons: Mapping[str, str], buckets: Sequence[str]) -> Row:

@@ -241,11 +241,11 @@ class _Desk:
         metrics: dict[str, float] = {}
         before = self._test_before(test) if self.recipe.eval.before_training else None
         if before:
-            lines.append(as_json(before, what="before training", **self._provenance()))
+            lines.append(as_json(before, self._provenance(), what="before training"))
         for name, decode in ways.items():
             recipe = with_decode(self.recipe, decode)
             result = evaluate(make_task(recipe), parts, test, recipe, self.machine, stop=self.stop)
-            lines.append(as_json(result, what=name, **self._provenance()))
+            lines.append(as_json(result, self._provenance(), what=name))
             if self.machine.is_first:
                 log.info("test, %s", name)
                 for line in table_lines(result.report):
@@ -295,7 +295,7 @@ class _Desk:
     def _write_dev(self, result: Evaluation) -> None:
         self.run.reports.mkdir(parents=True, exist_ok=True)
         with (self.run.reports / "dev.jsonl").open("a", encoding="utf-8") as f:
-            f.write(as_json(result, step=self.state.step, **self._provenance()) + "\n")
+            f.write(as_json(result, self._provenance(), step=self.state.step) + "\n")
         write_rows(self.run.reports / "dev.rows.jsonl", result)
 
     def _better(self, metrics: dict[str, float]) -> float:
@@ -310,8 +310,13 @@ class _Desk:
         return f"dev {metric.upper()} {100 * best.metrics[metric]:.2f} % at step {best.step}; no test set was given"
 
     def _provenance(self) -> dict[str, Any]:
-        source = read_json(self.run.source) or {}
-        return {"run": self.run.root.name, "commit": source.get("commit", ""), "dirty": source.get("dirty")}
+        return run_provenance(self.run)
+
+
+def run_provenance(run: RunDir) -> dict[str, Any]:
+    """Whose numbers these are: the run, and the commit of the code it was started with."""
+    source = read_json(run.source) or {}
+    return {"run": run.root.name, "commit": source.get("commit", ""), "dirty": source.get("dirty")}
 
 
 def write_rows(path: Path, result: Evaluation) -> None:
