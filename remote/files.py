@@ -21,8 +21,11 @@ def fsync_path(path: StrPath) -> None:
         os.close(fd)
 
 
-def write_atomic(path: StrPath, data: bytes, mode: int = 0o644) -> None:
-    """Replace a file: written beside, flushed, renamed over. Raises OSError (disk full) with the old file whole."""
+def write_atomic(path: StrPath, data: bytes, mode: int = 0o644, durable: bool = True) -> None:
+    """Replace a file: written beside, flushed, renamed over. Raises OSError (disk full) with the old file whole.
+
+    Not `durable`: without waiting for the disk, for what is replaced every second anyway.
+    """
     path = Path(path)
     beside = path.with_name(".{}.{}.tmp".format(path.name, os.getpid()))
     try:
@@ -30,13 +33,15 @@ def write_atomic(path: StrPath, data: bytes, mode: int = 0o644) -> None:
         with os.fdopen(fd, "wb") as f:
             f.write(data)
             f.flush()
-            os.fsync(f.fileno())
+            if durable:
+                os.fsync(f.fileno())
         os.replace(beside, path)
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(beside)
         raise
-    fsync_path(path.parent)
+    if durable:
+        fsync_path(path.parent)
 
 
 def write_json(path: StrPath, value: Any) -> None:

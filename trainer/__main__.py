@@ -4,6 +4,7 @@ Heavy modules are imported by the command that needs them: `check` answers witho
 """
 
 import argparse
+import errno
 import json
 import logging
 import os
@@ -26,6 +27,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         if e.hint:
             print(f"→ {e.hint}", file=sys.stderr)
         return e.exit_code
+    except OSError as e:
+        if e.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(f"the disk is full: {e.filename or e}", file=sys.stderr)
+        print("→ free space there, then run the same command again: it resumes", file=sys.stderr)
+        return 1
+    except RuntimeError as e:
+        if type(e).__name__ != "OutOfMemoryError":  # torch's, without importing torch to say so
+            raise
+        print(f"the GPU's memory is full: {str(e).splitlines()[0]}", file=sys.stderr)
+        print("→ halve train.loop.micro_s (it changes no result), then train again: it resumes", file=sys.stderr)
+        return 1
     except Superseded as e:
         print(f"{e}: this one leaves", file=sys.stderr)
         return EXIT_SAVED

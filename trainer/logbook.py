@@ -1,5 +1,6 @@
 """Numbers, written down once: metrics.jsonl and TensorBoard under the same keys, and how far the training is."""
 
+import dataclasses
 import json
 import time
 from collections.abc import Mapping
@@ -7,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from remote.files import write_atomic
-from remote.rundir import Progress, RunDir, write_dataclass
+from remote.rundir import Progress, RunDir
 
 
 class Logbook:
@@ -60,7 +61,8 @@ class ProgressFile:
         self._now = Progress(**{**vars(self._now), **changed})
         if t - self._last_write >= 1.0:
             self._last_write = t
-            write_dataclass(self._path, self._now)
+            text = json.dumps(dataclasses.asdict(self._now)) + "\n"
+            write_atomic(self._path, text.encode(), durable=False)  # the loop does not wait for a network disk
 
 
 def _forget_beyond(path: Path, step: int) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from remote.fence import Fence, take_epoch
@@ -70,9 +71,9 @@ def open_data(recipe: Recipe) -> DataSets:
         dev = _limited(dev, d.limit_dev)
     else:
         train, dev = opened(d.train, d.limit_train), opened(d.dev, d.limit_dev)
-        both = set(train.column("id")) & set(dev.column("id"))
-        if both:
-            raise BadData(f"{len(both)} ids stand in train and in dev, {min(both)} among them", "dev must be apart")
+        both = np.flatnonzero(np.isin(dev.column("key"), train.column("key")))
+        if len(both):
+            raise BadData(f"{len(both)} ids stand in train and in dev, {dev[both[0]].id} among them", "keep dev apart")
     test = opened(d.test, d.limit_test) if d.test else None
     if d.shuffle_audio:
         seed = recipe.loop.seed
@@ -353,8 +354,6 @@ def _headline(name: str, result: Evaluation, before: Evaluation | None, recipe: 
 def _limited(manifest: Manifest, limit: int | None) -> Manifest:
     if limit is None or limit >= len(manifest):
         return manifest
-    import numpy as np
-
     return manifest.subset(np.sort(np.random.default_rng(0).permutation(len(manifest))[:limit]))
 
 

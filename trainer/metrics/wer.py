@@ -64,7 +64,7 @@ def interval(
     sums = np.zeros((len(place), 2))
     for key, e in zip(keys, errors, strict=True):
         sums[place[key]] += (e.total, e.length)
-    picks = np.random.default_rng(seed).integers(0, len(sums), size=(n_resamples, len(sums)))
-    drawn = sums[picks].sum(axis=1)
+    rng = np.random.default_rng(seed)
+    drawn = np.stack([sums[rng.integers(0, len(sums), size=len(sums))].sum(axis=0) for _ in range(n_resamples)])
     low, high = np.percentile(drawn[:, 0] / np.maximum(1, drawn[:, 1]), [2.5, 97.5])
     return float(low), float(high), unit

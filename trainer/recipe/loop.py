@@ -23,7 +23,7 @@ class Loop(Section):
         description="padded seconds of audio that fit into memory at once; changes no result",
     )
     precision: Literal["auto", "bf16", "fp16", "fp32", "fp64"] = Field(
-        default="auto", description="of autocast; weights stay float32. auto: bf16 where the device has it"
+        default="auto", description="of autocast; weights stay float32. auto: bf16 or fp16 on CUDA, else fp32"
     )
     gradient_checkpointing: bool = Field(default=False, description="less memory for about a third more compute")
     device: Literal["auto", "cuda", "mps", "cpu"] = Field(default="auto", description="auto: CUDA, then MPS, then CPU")
