@@ -36,18 +36,19 @@ chaos: env system ## kill -9 at every boundary of a save, and at random moments
 	$(PY) -m pytest -m "slow" tests/trainer/test_kill.py
 
 bench: env ## the speeds that we claim, measured on this machine
-	@set -e; for f in benchmarks/*.py; do echo "== $$f"; $(PY) $$f; done
+	@set -e; for f in benchmarks/*.py; do echo "== $$f"; PYTHONPATH=. $(PY) $$f; done
 
 env: $(VENV)/.installed ## the virtual environment
 $(VENV)/.installed: pyproject.toml constraints.txt
-	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed, $(PYTHON) is `$(PYTHON) -V 2>&1` → make PYTHON=python3.12 …" >&2; exit 9; }
+	@PYTHON=$(PYTHON) tools/system-packages.sh
+	$(PY) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[train,dev]'
 	touch $@
 
-system: $(VENV)/.system ## tmux, rsync, OpenSSH, espeak-ng, by the system's package manager
-$(VENV)/.system: tools/system-packages.sh | $(VENV)/.installed
-	tools/system-packages.sh
-	touch $@
+system: ## tmux, rsync, OpenSSH, espeak-ng, by the system's package manager
+	@PYTHON=$(PYTHON) tools/system-packages.sh
 
 clean: ## remove what the tools left, not the runs
 	rm -rf .pytest_cache .mypy_cache .ruff_cache *.egg-info

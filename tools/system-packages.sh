@@ -12,6 +12,7 @@ if [ "$(uname)" = Darwin ]; then
   exec brew install "${missing[@]}"
 fi
 
+"${PYTHON:-python3}" -c 'import ensurepip, venv' >/dev/null 2>&1 || missing+=(python3-venv)
 need tmux tmux; need rsync rsync; need ssh openssh-client; need sshd openssh-server; need espeak-ng espeak-ng
 [ ${#missing[@]} -eq 0 ] && exit 0
 
