@@ -40,16 +40,6 @@ def test_steps_of_seconds_hold_about_so_many_seconds() -> None:
     assert all(60 - 9 < s < 60 + 9 for s in sums)
 
 
-def test_sorted_epochs_go_from_short_to_long_and_hold_everyone() -> None:
-    for loop in (Loop(epochs=2, step_utts=7, sorted_epochs=1), Loop(epochs=2, step_s=60, sorted_epochs=1)):
-        plan = Plan(DURATIONS, loop)
-        places = [plan.at(s) for s in range(plan.max_steps)]
-        first = np.concatenate([p.positions for p in places if p.epoch == 0])
-        second = np.concatenate([p.positions for p in places if p.epoch == 1])
-        assert DURATIONS[first].tolist() == sorted(DURATIONS)
-        assert DURATIONS[second].tolist() != sorted(DURATIONS)
-
-
 def test_parts_of_an_epoch_count() -> None:
     assert Plan(DURATIONS, Loop(epochs=0.5, step_utts=10)).max_steps == 6
     assert Plan(DURATIONS, Loop(epochs=1.5, step_utts=10)).max_steps == 17

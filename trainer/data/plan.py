@@ -75,8 +75,6 @@ class Plan:
         if self._last is None or self._last[0] != epoch:
             n = len(self._durations_s)
             order = np.random.Generator(np.random.Philox(key=[self._loop.seed, epoch])).permutation(n)
-            if epoch < self._loop.sorted_epochs:
-                order = order[np.argsort(self._durations_s[order], kind="stable")]
             if self._loop.step_utts is not None:
                 cuts = np.append(np.arange(0, n, self._loop.step_utts), n)
             else:

@@ -14,9 +14,6 @@ class Loop(Section):
     epochs: float | None = Field(default=None, gt=0)
     step_utts: int | None = Field(default=None, gt=0, description="utterances a step")
     step_s: float | None = Field(default=None, gt=0, description="seconds of audio a step")
-    sorted_epochs: int = Field(
-        default=0, ge=0, description="first epochs that go from short to long (SortaGrad; Amodei et al., 2016)"
-    )
     micro_s: float = Field(
         default=120.0,
         gt=0,
