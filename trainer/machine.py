@@ -80,6 +80,9 @@ def start_machine(loop: Loop) -> Machine:
     world, local = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_RANK", "0"))
     device = _device(loop.device, local)
     precision = _precision(loop.precision, device)
+    # a CPU's threads would sum the gradient of an index in any order: two runs, two sets of weights
+    torch.use_deterministic_algorithms(device.type == "cpu")
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if device.type == "cuda":
         torch.cuda.set_device(device)
         torch.backends.cuda.matmul.allow_tf32 = True
