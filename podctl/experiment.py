@@ -66,6 +66,13 @@ class PodSection(Part):
     def _one_is_a_list(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) else value
 
+    @field_validator("max_hours", "max_usd", "max_usd_per_hour", "gpu_count", "disk_gb", mode="before")
+    @classmethod
+    def _yes_is_no_number(cls, value: Any) -> Any:
+        if isinstance(value, bool):
+            raise ValueError(f"must be a number, not {str(value).lower()}")
+        return value
+
     @field_validator("env", mode="before")
     @classmethod
     def _env_is_text(cls, value: Any) -> Any:

@@ -1,7 +1,8 @@
 """What comes home from a run: its small files by themselves, models when they are asked for, and the receipt."""
 
+import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
@@ -49,21 +50,21 @@ def settle(view: View, host: Host, ledger: Ledger, project: str, podctl: str) ->
     """Close a run that is over: fetch, bill, receipt. Repeating it changes nothing."""
     run, where = view.run, run_dir(view.run)
     results = results_dir(run)
-    trouble = ""
-    if view.status is not None:
-        try:
-            fetch_results(where, host, results)
-        except (OSError, PodctlError) as e:  # the end of a run is told, whatever the laptop's disk says
-            trouble = f"its results could not be fetched: {e}"
-    close_books(view, ledger, project)
+    trouble: list[str] = []  # the end of a run is told, whatever a disk says
     if run.detail.get("secrets_file"):
         host.run(["rm", "-f", str(run.detail["secrets_file"])])
-    receipt = replace(make_receipt(view, host, results, podctl), trouble=trouble)
+    if view.status is not None:
+        with _noting(trouble, "its results could not be fetched"):
+            fetch_results(where, host, results)
+    with _noting(trouble, "its end could not be recorded"):
+        close_books(view, ledger, project)
+    receipt = replace(make_receipt(view, host, results, podctl), trouble="; ".join(trouble))
     text = json.dumps(receipt.as_dict(), indent=1, ensure_ascii=False) + "\n"
-    write(host, PurePosixPath(where.receipt), text)
-    if results.is_dir() and not trouble:
-        (results / where.receipt.name).write_text(text, encoding="utf-8")
-    return receipt
+    with _noting(trouble, "its receipt could not be written"):
+        write(host, PurePosixPath(where.receipt), text)
+        if results.is_dir() and not trouble:
+            (results / where.receipt.name).write_text(text, encoding="utf-8")
+    return replace(receipt, trouble="; ".join(trouble))
 
 
 def make_receipt(view: View, host: Host, results: Path, podctl: str) -> Receipt:
@@ -169,6 +170,14 @@ def ignore_results(results: Path) -> None:
     root = next((p for p in results.parents if p.name == ".podctl"), None)
     if root is not None and not (root / ".gitignore").exists():
         (root / ".gitignore").write_text("*\n", encoding="ascii")
+
+
+@contextlib.contextmanager
+def _noting(trouble: list[str], what: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, PodctlError) as e:
+        trouble.append(f"{what}: {e}")
 
 
 def _names_in(root: PurePath, host: Host) -> Sequence[str]:

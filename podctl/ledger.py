@@ -86,6 +86,9 @@ class Ledger:
             text = self.path.read_bytes()
         except FileNotFoundError:
             return
+        except OSError as e:
+            hint = "set PODCTL_HOME to a folder of yours"
+            raise MissingHere(f"the ledger {self.path} can't be read: {e.strerror}", hint) from e
         for line in text.split(b"\n"):
             event = _parse(line)
             if event is not None:

@@ -21,7 +21,7 @@ from podctl.host import Host
 from podctl.ledger import newest
 from podctl.plan import Choice, choose_run, make_plan, make_run_id, without_effect
 from podctl.pods import Plan, PodSpec, Run
-from podctl.project import Project, find_project
+from podctl.project import Project, find_project, working_dir
 from podctl.providers.base import Provider, provider_named
 from podctl.settings import Settings, load_settings, refuse_tracked_keys, state_dir
 from podctl.trainer_check import check_training
@@ -67,7 +67,7 @@ def prepare(
 
     Raises BadInput with every mistake, Busy, MissingHere.
     """
-    project = find_project(order.config.absolute().parent, Path.cwd())
+    project = find_project(working_dir() / order.config.parent, working_dir())
     settings = load_settings(project.root)
     refuse_tracked_keys(project.root)
     experiment = checked_experiment(order, settings)
@@ -119,6 +119,8 @@ def refuse_what_is_missing(experiment: Experiment) -> None:
     for program in ("tmux", "bash"):  # a run lives in tmux, so that it outlives this command
         if not shell.found(program):
             raise MissingHere(f"{program} is not installed, and a run needs it", shell.install_hint(program))
+    if not shell.found(local_python()):  # before anything is started: it is asked about every run
+        raise MissingHere(f"PODCTL_PYTHON is {local_python()}, which is not a program", "correct or unset it")
     if experiment.trains and not _has_torch(local_python()):
         raise MissingHere(f"torch is not installed beside {local_python()}", "pip install 'podctl[train]'")
 

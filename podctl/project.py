@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from podctl import shell
+from podctl.errors import MissingHere
 
 
 @dataclass(frozen=True)
@@ -21,10 +22,18 @@ class Project:
 
 
 def find_project(near: Path, otherwise: Path) -> Project:
-    """The git work tree around `near`, else the folder `otherwise`."""
-    top = git_top(near)
+    """The git work tree around `near`, else the one around `otherwise`, else that folder."""
+    top = git_top(near) or git_top(otherwise)
     root = top or otherwise.resolve()
     return Project(root=root, id=project_id(root), in_git=top is not None)
+
+
+def working_dir() -> Path:
+    """The folder that the command was given in. Raises MissingHere where it was removed meanwhile."""
+    try:
+        return Path.cwd()
+    except FileNotFoundError:
+        raise MissingHere("the folder that you are in is not there any more", "cd into one that is") from None
 
 
 def git_top(directory: Path) -> Path | None:

@@ -14,7 +14,7 @@ from remote.rundir import FAILED
 TAIL_LINES = 5
 
 
-def show_table(ui: Ui, views: Sequence[View], *, with_project: bool) -> None:
+def show_table(ui: Ui, views: Sequence[View], podctl: str, *, with_project: bool) -> None:
     """A line a run; in JSON an object a run."""
     if ui.as_json:
         for view in views:
@@ -22,7 +22,7 @@ def show_table(ui: Ui, views: Sequence[View], *, with_project: bool) -> None:
         return
     if not views:
         ui.note("no runs here yet")
-        ui.hint("podctl train --config FILE; podctl ps --all shows those of other projects")
+        ui.hint(f"{podctl} train --config FILE; {podctl} ps --all shows those of other projects")
         return
     head = ["RUN", "STATE", ">STEP", "BEST", ">AGE", ">$"]
     rows = [

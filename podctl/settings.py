@@ -11,7 +11,7 @@ from pathlib import Path
 from pydantic import SecretStr
 
 from podctl import shell
-from podctl.errors import BadInput
+from podctl.errors import BadInput, MissingHere
 
 FILE = ".runpod.env"
 HINT_NAME = "POD_ID"  # podctl's own note, rewritten by it: the file wins, and the ledger wins over both
@@ -44,7 +44,10 @@ class Settings:
 def state_dir() -> Path:
     """Where podctl keeps what it must not forget: `$PODCTL_HOME`, else `~/.local/state/podctl`."""
     given = os.environ.get("PODCTL_HOME", "")
-    return Path(given).expanduser().absolute() if given else Path.home() / ".local" / "state" / "podctl"
+    try:
+        return Path(given).expanduser().absolute() if given else Path.home() / ".local" / "state" / "podctl"
+    except RuntimeError as e:  # a user without a home, or ~ of a user who is not there
+        raise MissingHere("there is no home folder to keep runs in", "set PODCTL_HOME to a folder of yours") from e
 
 
 def load_settings(project_root: Path, environ: Mapping[str, str] | None = None) -> Settings:
@@ -75,7 +78,7 @@ def read_env_file(path: Path) -> dict[str, str]:
 
 def refuse_tracked_keys(project_root: Path) -> None:
     """Keys that git knows are keys that leave this machine. Raises BadInput."""
-    if not (project_root / FILE).exists():
+    if not (project_root / FILE).exists() or not shell.found("git"):
         return
     if shell.run(["git", "-C", str(project_root), "ls-files", "--error-unmatch", "--", FILE]).ok:
         raise BadInput(

@@ -35,26 +35,40 @@ def run(
             stderr=subprocess.PIPE,
             cwd=cwd,
             env=environment(env),
-            text=True,
-            encoding="utf-8",
-            errors="surrogateescape",
         )
     except FileNotFoundError as e:
         if cwd is not None and not cwd.is_dir():
             raise
         raise MissingHere(f"{argv[0]} is not on this machine's PATH", install_hint(argv[0])) from e
+    except OSError as e:
+        raise MissingHere(f"{argv[0]} can't be run: {e.strerror}") from e
     with process:
         try:
-            out, err = process.communicate(stdin, timeout=timeout_s)
+            out, err = process.communicate(stdin.encode("utf-8", "surrogateescape"), timeout=timeout_s)
         except subprocess.TimeoutExpired:
             process.kill()
             out, err = process.communicate()
-            return Result(TIMED_OUT, out, f"{err}no answer within {timeout_s:g} s")
+            return Result(TIMED_OUT, _text(out), f"{_text(err)}no answer within {timeout_s:g} s")
         except BaseException:
             process.kill()
             raise
     code = process.returncode
-    return Result(code if code >= 0 else 128 - code, out, err)
+    return Result(code if code >= 0 else 128 - code, _text(out), _text(err))
+
+
+@contextlib.contextmanager
+def ending_like_ctrl_c() -> Iterator[None]:
+    """Within the block, SIGTERM and SIGHUP unwind as Ctrl-C does, so that no child is left behind."""
+
+    def unwind(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = {n: signal.signal(n, unwind) for n in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager
@@ -76,6 +90,10 @@ def child(
                 except subprocess.TimeoutExpired:
                     process.kill()
             process.wait()
+
+
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", "surrogateescape")  # not by subprocess, which would turn \\r into \\n
 
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:

@@ -32,7 +32,12 @@ def stop_run(w: "Watcher", ledger: Ledger, grace_s: float) -> int:
         w.clock.sleep(0.1)  # it was launched a moment ago: nobody could be asked yet
         view = w.quiet_look()
     if not view.is_over:
-        ask_control(run, w.host, "stop", "--grace", f"{grace_s:g}", timeout_s=grace_s + MARGIN_S)
+        try:
+            ask_control(run, w.host, "stop", "--grace", f"{grace_s:g}", timeout_s=grace_s + MARGIN_S)
+        except KeyboardInterrupt:
+            w.ui.note(f"{run.id} was asked, and ends without you")
+            w.ui.hint(f"{w.podctl} status {run.id}")
+            raise
         view = w.quiet_look()
     if not view.is_over:
         waited = duration(w.clock.now() - begun)

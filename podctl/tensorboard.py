@@ -8,6 +8,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from podctl import shell
 from podctl.errors import MissingHere, PodctlError
@@ -15,12 +16,18 @@ from podctl.host import Host
 from podctl.pods import Run
 from podctl.runs import run_dir
 
+if TYPE_CHECKING:
+    import subprocess
+
 PATIENCE_S = 60
 
 
 @contextlib.contextmanager
-def serving(run: Run, host: Host) -> Iterator[str]:
-    """The address at which the run's curves are to be seen, while the block lasts. Raises MissingHere, PodctlError."""
+def serving(run: Run, host: Host) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
+    """The address of the run's curves and the process that serves them, while the block lasts.
+
+    Raises MissingHere, PodctlError.
+    """
     if "python" not in run.detail:
         raise PodctlError(f"{run.id} never began", "podctl train starts it")
     python = str(run.detail["python"])
@@ -40,7 +47,7 @@ def serving(run: Run, host: Host) -> Iterator[str]:
                     said = log.read_text("utf-8", "replace").strip().splitlines()[-1:] or ["nothing"]
                     raise PodctlError(f"TensorBoard did not start, and said: {said[0]}")
                 time.sleep(0.1)
-            yield url
+            yield url, process
 
 
 def free_port() -> int:

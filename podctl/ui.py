@@ -4,6 +4,7 @@ The only module that prints. A command makes one `Ui` and hands it down.
 """
 
 import json
+import math
 import os
 import shutil
 import sys
@@ -89,7 +90,7 @@ class Ui:
     def emit(self, value: Mapping[str, Any]) -> None:
         """One JSON object on a line of its own."""
         self.live("")
-        _write(sys.stdout, json.dumps(value, ensure_ascii=True, default=str) + "\n")
+        _write(sys.stdout, json.dumps(_finite(value), ensure_ascii=True, default=str) + "\n")
 
     def log(self, chunk: bytes) -> None:
         """A piece of a run's log, byte for byte."""
@@ -166,6 +167,15 @@ def shown(path: object) -> str:
     here = str(_cwd()) + os.sep
     text = text[len(here) :] if text.startswith(here) else text
     return text if text.isprintable() and text.strip() == text and text else repr(text)
+
+
+def _finite(value: Any) -> Any:
+    """The same with null for what JSON has no number for: a loss that diverged."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {k: _finite(v) for k, v in value.items()}
+    return [_finite(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 def _cwd() -> str:

@@ -20,14 +20,13 @@ class _Loader(yaml.SafeLoader):
         self.twice: list[Mistake] = []
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: dict[str, int] = {}
+        seen: dict[str, tuple[int, int]] = {}
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and key.tag != MERGE:
-                line = key.start_mark.line + 1
-                if seen.get(key.value, line) != line:
-                    what = f"the key {key.value} stands twice in one mapping, first on line {seen[key.value]}"
-                    self.twice.append(Mistake(f"line {line}", what))
-                seen.setdefault(key.value, line)
+                place = key.start_mark.line + 1, key.start_mark.column
+                if seen.setdefault(key.value, place) != place:
+                    what = f"the key {key.value} stands twice in one mapping, first on line {seen[key.value][0]}"
+                    self.twice.append(Mistake(f"line {place[0]}", what))
         return super().construct_mapping(node, deep=deep)
 
 
@@ -85,7 +84,7 @@ def _apply(document: dict[str, Any], text: str) -> str:
     for depth, key in enumerate(keys):
         last = depth == len(keys) - 1
         if isinstance(node, list):
-            if not key.isdigit() or int(key) >= len(node):
+            if not key.isdecimal() or int(key) >= len(node):
                 return f"{'.'.join(keys[:depth])} is a list of {len(node)}: {key} is no place in it"
             index: Any = int(key)
         elif isinstance(node, dict):

@@ -37,7 +37,9 @@ def _mistake(error: Mapping[str, Any], prefix: str, known: Mapping[str, Sequence
     message = str(error["msg"])
     message = message.replace("Input should be", "must be").replace("valid dictionary", "mapping of keys")
     message = re.sub(r" or instance of \w+", "", message)
-    message = message.replace("a valid ", "a ").replace("unable to parse string as", "not")
+    message = message.split(", unable to parse")[0].replace("a valid ", "a ").replace("a tuple", "a list")
+    if kind == "too_short":
+        return Mistake(where, "must not be empty")
     return Mistake(where, "{}, not {}".format(message, _shown(value)))
 
 

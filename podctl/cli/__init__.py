@@ -1,5 +1,6 @@
 """The command line: a file a command family, each command a few lines that call the rooms behind. Imports stay lazy."""
 
+import contextlib
 import os
 import re
 import sys
@@ -7,7 +8,7 @@ from collections.abc import Sequence
 
 import typer
 
-from podctl.errors import PodctlError
+from podctl.errors import MissingHere, PodctlError
 
 CANCELLED = 130
 EPILOGUE = """\b
@@ -26,6 +27,17 @@ Exit codes: 0 ok or detached, 1 run failed, 2 bad input, 3 key or balance, 4 no 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit code; a person's mistakes are told, not raised."""
     args = list(sys.argv[1:] if argv is None else argv)
+    _keep_standard_streams()
+    try:
+        return _guarded(args)
+    except Exception as e:
+        if type(e).__name__ != "ReaderGone":
+            raise
+        _say_no_more()  # whoever reads has had enough; a run goes on by itself
+        return 0
+
+
+def _guarded(args: list[str]) -> int:
     try:
         result = _app()(args=args, standalone_mode=False, prog_name=program())
         code = result if isinstance(result, int) else 0
@@ -34,22 +46,47 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except PodctlError as e:
-        from podctl.ui import Ui
-
-        e.hint = as_typed(e.hint)
-        Ui(as_json="--json" in args).fail(e)
-        return e.exit_code
+        return _tell(e, args)
     except KeyboardInterrupt:
         print_cancelled()
         return CANCELLED
     except Exception as e:
-        if type(e).__name__ == "ReaderGone":  # whoever reads has had enough; a run goes on by itself
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-            return 0
         exit_code = _usage_error(e)
-        if exit_code is None:
-            raise
-        return exit_code
+        if exit_code is not None:
+            return exit_code
+        if isinstance(e, OSError) and e.errno is not None:  # a disk or a folder that says no
+            where = f"{os.fsdecode(e.filename)}: " if isinstance(e.filename, str | bytes) else ""
+            return _tell(MissingHere(f"{where}{e.strerror}"), args)
+        raise
+
+
+def _tell(e: PodctlError, args: Sequence[str]) -> int:
+    from podctl.ui import ReaderGone, Ui
+
+    e.hint = as_typed(e.hint)
+    try:
+        Ui(as_json="--json" in args).fail(e)
+    except (ReaderGone, OSError):  # a mistake stays one when nobody reads it
+        _say_no_more()
+    return e.exit_code
+
+
+def _say_no_more() -> None:
+    """Nothing that is still buffered can fail any more."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _keep_standard_streams() -> None:
+    """Closed ones are opened on nothing: else the next file that is opened would become one of them."""
+    for fd, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            with contextlib.suppress(OSError):
+                os.fstat(fd)
+                continue
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number, so this one
+            setattr(sys, name, open(fd, "r" if fd == 0 else "w", encoding="utf-8", closefd=False))  # noqa: SIM115
 
 
 def program() -> str:

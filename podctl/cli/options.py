@@ -1,6 +1,5 @@
 """What several commands take, said once, and what all of them begin with."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -24,9 +23,9 @@ def epilogue(*examples: str) -> str:
 
 def this_project() -> "Project":
     """The project around the current directory."""
-    from podctl.project import find_project
+    from podctl.project import find_project, working_dir
 
-    return find_project(Path.cwd(), Path.cwd())
+    return find_project(working_dir(), working_dir())
 
 
 def meant_run(word: str) -> "tuple[Run, Ledger]":

@@ -19,29 +19,30 @@ def tensorboard(
     as_json: AsJson = False,
 ) -> int:
     """Show a run's curves until Ctrl-C."""
-    import signal
     import sys
     import webbrowser
 
+    from podctl import shell
+    from podctl.errors import PodctlError
     from podctl.runs import host_for
     from podctl.tensorboard import serving
     from podctl.ui import Ui
 
     found, _ = meant_run(run)
     ui = Ui(as_json=as_json)
-    with serving(found, host_for(found)) as url:
-        if as_json:
-            ui.emit({"event": "serving", "run": found.id, "url": url})
-        else:
-            ui.data(url)
-        ui.note("Ctrl-C ends it")
-        if not no_browser and sys.stdout.isatty():
-            webbrowser.open(url)
-        try:
-            signal.pause()
-        except KeyboardInterrupt:
-            pass
-    return 0
+    try:
+        with shell.ending_like_ctrl_c(), serving(found, host_for(found)) as (url, process):
+            if as_json:
+                ui.emit({"event": "serving", "run": found.id, "url": url})
+            else:
+                ui.data(url)
+            ui.note("Ctrl-C ends it")
+            if not no_browser and sys.stdout.isatty():
+                webbrowser.open(url)
+            process.wait()
+    except KeyboardInterrupt:
+        return 0
+    raise PodctlError("TensorBoard ended by itself")
 
 
 def pull(
@@ -54,13 +55,18 @@ def pull(
     as_json: AsJson = False,
 ) -> int:
     """Bring a run's files here, with the exported model."""
+    from podctl.errors import MissingHere
     from podctl.fetch import pull_all, results_dir
     from podctl.runs import host_for, run_dir
     from podctl.ui import Ui, shown
 
     found, _ = meant_run(run)
     ui, target = Ui(as_json=as_json), to or results_dir(found)
-    pull_all(run_dir(found), host_for(found), target, checkpoints=checkpoints)
+    try:
+        pull_all(run_dir(found), host_for(found), target, checkpoints=checkpoints)
+    except OSError as e:
+        where = shown(e.filename or target)
+        raise MissingHere(f"{where} can't be written: {e.strerror}", "--to another folder, or free some space") from e
     if as_json:
         ui.emit({"event": "pulled", "run": found.id, "to": str(target)})
     else:

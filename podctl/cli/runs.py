@@ -18,13 +18,14 @@ def ps(
 ) -> int:
     """List the runs of this project, the newest last."""
     from podctl import report
+    from podctl.cli import program
     from podctl.runs import open_ledger, views
     from podctl.ui import Ui
     from remote.clock import clock_from_env
 
     project = this_project()
     known = [r for r in open_ledger().runs().values() if everywhere or r.project == project.id]
-    report.show_table(Ui(as_json=as_json), views(known, clock_from_env().now()), with_project=everywhere)
+    report.show_table(Ui(as_json=as_json), views(known, clock_from_env().now()), program(), with_project=everywhere)
     return 0
 
 

@@ -1,5 +1,6 @@
 """The command line itself: quick to answer, light to import, and with a word for everything."""
 
+import json
 import subprocess
 import sys
 
@@ -69,3 +70,15 @@ def test_tensorboard_serves_until_ctrl_c(cli: Cli):
     assert podctl.returncode == 0
     with pytest.raises(OSError):
         urllib.request.urlopen(url, timeout=5)
+
+
+def test_a_loss_that_is_no_number_is_still_json(capsys):
+    from podctl.ui import Ui
+
+    Ui(as_json=True).emit({"loss": float("nan"), "best": {"value": float("inf")}, "seen": [1.5]})
+    told = json.loads(capsys.readouterr().out, parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
+    assert told == {"loss": None, "best": {"value": None}, "seen": [1.5]}
+
+
+def test_the_hint_of_an_empty_list_can_be_typed(cli: Cli):
+    assert "→ python -m podctl train" in cli("ps").err

@@ -404,3 +404,18 @@ def test_the_tmux_of_a_finished_run_is_gone(cli: Cli):
 
     wait_for(is_gone)
     assert Path(socket).parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_ctrl_c_while_a_run_saves_says_that_it_ends_without_one(cli: Cli):
+    save = "echo saving; until [ -e $PODCTL_RUN_DIR/go ]; do sleep 0.1; done; exit 75"
+    command = f"trap '{save}' TERM; echo begun; while true; do sleep 0.1; done"
+    cli("train", "--config", cli.experiment(command), "--detach")
+    wait_for(lambda: "begun" in cli("logs").stdout)
+    process = cli.start("stop")
+    wait_for(lambda: "saving\n" in cli("logs").stdout)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert b"was asked, and ends without you" in err
+    (cli.run_dir() / "go").touch()
+    wait_for(lambda: cli.state() == "stopped")

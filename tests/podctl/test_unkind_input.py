@@ -193,3 +193,27 @@ def test_keys_that_git_tracks_are_refused(cli: Cli):
     err = refused(cli("train", "-c", cli.experiment(), "--local"))
     assert "git tracks .runpod.env" in err
     assert "git rm --cached" in err
+
+
+def test_a_key_that_stands_twice_on_one_line_is_a_mistake(cli: Cli):
+    path = cli.project / "x.yaml"
+    path.write_text('{"name": "n", "pod": {"max_hours": 1, "max_hours": 9, "command": "x"}}')
+    done = cli("train", "--config", path, "--dry-run")
+    assert done.code == 2
+    assert "max_hours stands twice" in done.err
+
+
+def test_mistakes_read_as_sentences(cli: Cli):
+    sets = ["prep=x", "pod.max_hours=one", "pod.max_usd=true", "pod.command=[]"]
+    done = cli("train", "--config", cli.experiment(), *(w for s in sets for w in ("--set", s)))
+    assert done.code == 2
+    assert "prep: must be a list, not 'x'" in done.err
+    assert "pod.max_hours: must be a number, not 'one'" in done.err
+    assert "pod.max_usd: must be a number, not true" in done.err
+    assert "pod.command: must not be empty" in done.err
+
+
+def test_a_digit_that_is_no_number_is_no_place_in_a_list(cli: Cli):
+    done = cli("train", "--config", cli.experiment(), "--set", "prep=[{run: a}]", "--set", "prep.².run=b")
+    assert done.code == 2
+    assert "is no place in it" in done.err
