@@ -51,8 +51,6 @@ def settle(view: View, host: Host, ledger: Ledger, project: str, podctl: str) ->
     run, where = view.run, run_dir(view.run)
     results = results_dir(run)
     trouble: list[str] = []  # the end of a run is told, whatever a disk says
-    if run.detail.get("secrets_file"):
-        host.run(["rm", "-f", str(run.detail["secrets_file"])])
     if view.status is not None:
         with _noting(trouble, "its results could not be fetched"):
             fetch_results(where, host, results)

@@ -53,4 +53,6 @@ def write(host: Host, path: PurePath, text: str, *, mode: str = "644") -> None:
     )
     result = host.run(["sh", "-c", script, "sh", str(path), mode], stdin=text)
     if not result.ok:
-        raise PodctlError(f"{path} can't be written: {result.stderr.strip()}", "is the disk full?")
+        raise PodctlError(
+            f"{path} can't be written: {result.stderr.strip()}", "is there room, and may you write there?"
+        )

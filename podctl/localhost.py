@@ -86,7 +86,9 @@ def _copying() -> Iterator[None]:
     except FileNotFoundError as e:
         raise PodctlError(f"{e.filename} went away while it was copied", "try again") from e
     except OSError as e:
-        raise PodctlError(f"{e.filename} can't be copied: {e.strerror or e}", "is the disk full?") from e
+        raise PodctlError(
+            f"{e.filename} can't be copied: {e.strerror or e}", "is there room, and may you write there?"
+        ) from e
 
 
 def _files_under(root: Path) -> Iterator[Path]:

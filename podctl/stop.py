@@ -8,15 +8,17 @@ from podctl.errors import PodctlError
 from podctl.ledger import Event, Ledger
 from podctl.runs import ask_control
 from podctl.ui import duration
+from remote.rundir import Job
 
 if TYPE_CHECKING:
     from podctl.watch import Watcher
 
 START_S = 15  # until a runner has written its first status
+GRACE_S = Job.grace_s  # what every job is launched with
 MARGIN_S = 60  # beyond the grace: the runner's own margin, and a slow machine
 
 
-def stop_run(w: "Watcher", ledger: Ledger, grace_s: float) -> int:
+def stop_run(w: "Watcher", ledger: Ledger) -> int:
     """Ask, wait, say what happened. 0 where the run is over afterwards. Raises PodctlError where it is not."""
     view = w.quiet_look()
     if view.is_over:
@@ -26,14 +28,14 @@ def stop_run(w: "Watcher", ledger: Ledger, grace_s: float) -> int:
         return 0
     run = view.run
     ledger.append(Event(w.clock.now(), events.STOP_ASKED, run.id, run.project, run.provider, run.name, run.pod))
-    w.ui.note(f"asking {run.id} to save and end, for {duration(grace_s)} at most")
+    w.ui.note(f"asking {run.id} to save and end, for {duration(GRACE_S)} at most")
     begun = w.clock.now()
     while view.status is None and not view.is_over and w.clock.now() - begun < START_S:
         w.clock.sleep(0.1)  # it was launched a moment ago: nobody could be asked yet
         view = w.quiet_look()
     if not view.is_over:
         try:
-            ask_control(run, w.host, "stop", "--grace", f"{grace_s:g}", timeout_s=grace_s + MARGIN_S)
+            ask_control(run, w.host, "stop", timeout_s=GRACE_S + MARGIN_S)
         except KeyboardInterrupt:
             w.ui.note(f"{run.id} was asked, and ends without you")
             w.ui.hint(f"{w.podctl} status {run.id}")

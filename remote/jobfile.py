@@ -78,6 +78,16 @@ def read_secrets(environ: Mapping[str, str]) -> Dict[str, str]:
     return dict(value)
 
 
+def forget_secrets(environ: Mapping[str, str]) -> None:
+    """Remove the file: it is read, the job has its values, and the next attempt is sent its own."""
+    path = environ.get(SECRETS_ENV, "")
+    if path:
+        try:
+            os.unlink(path)
+        except OSError:
+            pass  # not ours to remove; it lies in memory, for its owner alone
+
+
 def environment_of(
     job: Job,
     run: RunDir,

@@ -32,6 +32,7 @@ from remote.jobfile import (
     BadJob,
     bare_environment,
     environment_of,
+    forget_secrets,
     read_job,
     read_secrets,
     secrets_are_open,
@@ -136,6 +137,7 @@ class Attempt:
         self._log.hide(secrets.values())
         if secrets and secrets_are_open(os.environ[SECRETS_ENV]):
             self._log.say("others on this machine can read {}: chmod 600 it".format(os.environ[SECRETS_ENV]))
+        forget_secrets(os.environ)
         volume = Volume.from_env()
         disk = os.environ.get(DISK_ENV, "")
         if volume is None or not disk:

@@ -10,7 +10,7 @@ from podctl.cli.options import AsJson, RunWord, epilogue, meant_run, this_projec
 def register(app: typer.Typer) -> None:
     app.command(epilog=epilogue("ps", "ps --all", "ps --json | jq .state"))(ps)
     app.command(epilog=epilogue("status", "status demo", "status --json"))(status)
-    app.command(epilog=epilogue("stop", "stop demo --grace 120"))(stop)
+    app.command(epilog=epilogue("stop", "stop demo"))(stop)
 
 
 def ps(
@@ -45,7 +45,6 @@ def status(run: RunWord = "", as_json: AsJson = False) -> int:
 
 def stop(
     run: RunWord = "",
-    grace: Annotated[float, typer.Option("--grace", metavar="SECONDS", min=0, max=3600, help="Time to save in.")] = 60,
     as_json: AsJson = False,
 ) -> int:
     """Have a run save, then end it; it can be resumed."""
@@ -53,4 +52,4 @@ def stop(
     from podctl.ui import Ui
 
     found, ledger = meant_run(run)
-    return stop_run(watcher(found, Ui(as_json=as_json)), ledger, grace)
+    return stop_run(watcher(found, Ui(as_json=as_json)), ledger)

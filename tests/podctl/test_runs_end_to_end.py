@@ -123,7 +123,7 @@ def test_stop_saves_and_the_next_train_resumes_the_same_run(cli: Cli):
     path = cli.experiment(SAVES)
     cli("train", "-c", path, "--local", "--detach")
     wait_for(lambda: begun(cli))
-    stopped = cli("stop", "--grace", "10", "--json")
+    stopped = cli("stop", "--json")
     assert stopped.code == 0, stopped
     assert stopped.lines[-1]["state"] == "stopped"
     assert stopped.lines[-1]["exit_code"] == 75
@@ -144,7 +144,7 @@ def test_stop_saves_and_the_next_train_resumes_the_same_run(cli: Cli):
 
 def test_a_stop_in_the_first_moment_waits_until_somebody_can_be_asked(cli: Cli):
     cli("train", "-c", cli.experiment(SAVES), "--local", "--detach")
-    assert cli("stop", "--grace", "5").code == 0
+    assert cli("stop").code == 0
     assert cli.state() == "stopped"
 
 

@@ -1,10 +1,12 @@
 """Secrets reach the job and nothing else: no file, no argv, no log, no repr."""
 
-import json
 import subprocess
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from support.podctl_cli import Cli, wait_for
+
+from podctl.host import write
+from podctl.localhost import LocalHost
 
 VALUE = "s3cr3t-v4lue-9f2"
 
@@ -30,16 +32,17 @@ def test_a_secret_reaches_the_job_and_no_file_no_argv_and_no_output(cli: Cli):
     assert not Path(ready["detail"]["secrets_file"]).exists()
 
 
-def test_a_secret_file_in_memory_is_its_owners_alone(cli: Cli):
+def test_a_secret_lies_in_memory_for_its_owner_alone_and_only_until_it_is_read(cli: Cli, tmp_path: Path):
     path = cli.experiment("echo begun; exec sleep 60", secrets=["MY_TOKEN"])
     cli("train", "-c", path, "--local", "--detach", env={"MY_TOKEN": VALUE})
     (ready,) = [e for e in cli.events() if e["event"] == "ready"]
     file = Path(ready["detail"]["secrets_file"])
-    assert json.loads(file.read_text()) == {"MY_TOKEN": VALUE}
-    assert file.stat().st_mode & 0o777 == 0o600
     assert file.parent.stat().st_mode & 0o777 == 0o700
-    cli("stop", "--grace", "5")
-    assert not file.exists()
+    wait_for(lambda: b"begun" in (cli.run_dir() / "log").read_bytes() if (cli.run_dir() / "log").exists() else False)
+    assert not file.exists(), "nobody is attached, and still it is gone"
+    cli("stop")
+    write(LocalHost(), PurePosixPath(tmp_path / "secret"), VALUE, mode="600")
+    assert (tmp_path / "secret").stat().st_mode & 0o777 == 0o600
 
 
 def test_account_keys_are_not_in_the_jobs_environment(cli: Cli):

@@ -159,4 +159,4 @@ def test_a_train_that_is_killed_leaves_its_run_alone(cli: Cli):
     process.send_signal(signal.SIGTERM)
     process.wait(20)
     assert cli.state() == "running"
-    assert cli("stop", "--grace", 5).code == 0
+    assert cli("stop").code == 0

@@ -265,7 +265,9 @@ def test_prepare_demo_says_the_same_twice_and_is_all_or_nothing(tmp_path: Path, 
     assert files == sorted(p.relative_to(two) for p in two.rglob("*") if p.is_file())
     assert len(files) == 13
     for a, b in zip(lines(one / "train.jsonl"), lines(two / "train.jsonl"), strict=True):
-        assert a.pop("duration_s") == pytest.approx(b.pop("duration_s"), abs=0.02)  # espeak-ng: one of 1,400 differed by a sample (2026-11)
+        assert a.pop("duration_s") == pytest.approx(
+            b.pop("duration_s"), abs=0.02
+        )  # espeak-ng: one of 1,400 differed by a sample (2026-11)
         assert a == b
     assert {r["age_bucket"] for r in lines(one / "train.jsonl")} == {"3-4", "5-7", "8-11", "12+"}
     monkeypatch.setenv("PATH", str(tmp_path))
