@@ -301,3 +301,80 @@ def test_any_script_goes_through_the_byte_vocabulary_and_back(tmp_path: Path) ->
 def test_a_model_that_can_not_be_loaded_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(BadRecipe, match=r"train\.model.*nowhere can't be loaded"):
         from_hub(tmp_path, tmp_path / "nowhere").build()
+
+
+@pytest.fixture
+def multilingual_whisper(tmp_path: Path) -> Path:
+    """A tiny multilingual Whisper with languages, tasks and suppressed tokens, as OpenAI's are published."""
+    from transformers import (
+        GenerationConfig,
+        WhisperConfig,
+        WhisperFeatureExtractor,
+        WhisperTokenizer,
+    )
+    from transformers.models.whisper.tokenization_whisper import LANGUAGES
+
+    letters = {c: i for i, c in enumerate("abcdefghijklmnopqrstuvwxyzĠ")}
+    tokenizer = WhisperTokenizer(vocab={**letters, "<|endoftext|>": len(letters)}, merges=[])
+    names = ["<|startoftranscript|>", *(f"<|{code}|>" for code in LANGUAGES), "<|translate|>", "<|transcribe|>"]
+    names += ["<|startoflm|>", "<|startofprev|>", "<|nospeech|>", "<|notimestamps|>"]
+    tokenizer.add_special_tokens({"extra_special_tokens": names})
+    tokenizer.add_tokens([f"<|{i * 0.02:.2f}|>" for i in range(101)])
+    tokenizer.pad_token = "<|endoftext|>"
+    of = tokenizer.convert_tokens_to_ids
+    end, start = of("<|endoftext|>"), of("<|startoftranscript|>")
+    special = {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end, "decoder_start_token_id": start}
+    torch.manual_seed(3)
+    model = WhisperForConditionalGeneration(
+        WhisperConfig(
+            vocab_size=len(tokenizer), num_mel_bins=16, d_model=16, encoder_layers=1, decoder_layers=1,
+            encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32,
+            max_source_positions=100, max_target_positions=32, **special,
+        )
+    )  # fmt: skip
+    for name, p in model.named_parameters():
+        p.data.mul_(30.0 if "encoder_attn" in name else 3.0)  # untrained, it would not listen
+    silent = [1, 2, *range(end + 1, len(tokenizer))]  # two letters, and all that is not text
+    generation = GenerationConfig(suppress_tokens=silent, begin_suppress_tokens=[end], max_length=32, **special)
+    generation.lang_to_id = {f"<|{code}|>": of(f"<|{code}|>") for code in LANGUAGES}
+    generation.task_to_id = {task: of(f"<|{task}|>") for task in ("transcribe", "translate")}
+    generation.no_timestamps_token_id = of("<|notimestamps|>")
+    generation.is_multilingual = True
+    model.generation_config = generation
+    model.save_pretrained(tmp_path / "multilingual")
+    extractor = WhisperFeatureExtractor(feature_size=16, chunk_length=2)
+    WhisperProcessor(extractor, tokenizer).save_pretrained(tmp_path / "multilingual")
+    return tmp_path / "multilingual"
+
+
+def test_a_multilingual_model_needs_its_language(tmp_path: Path, multilingual_whisper: Path) -> None:
+    with pytest.raises(BadRecipe, match=r"train\.model\.language: is missing"):
+        from_hub(tmp_path, multilingual_whisper)
+
+
+@pytest.mark.parametrize(("language", "job"), [("en", "transcribe"), ("he", "transcribe"), ("de", "translate")])
+def test_a_multilingual_model_is_prompted_and_served_as_the_stock_one(
+    tmp_path: Path, multilingual_whisper: Path, language: str, job: str
+) -> None:
+    how = {"language": language, "task": job}
+    decode = {"window": "full", "max_new_tokens": 12}
+    task = from_hub(tmp_path, multilingual_whisper, model=how, eval={"decode": decode})
+    assert task.tokenizer.convert_ids_to_tokens(task.prompt) == [
+        "<|startoftranscript|>",
+        f"<|{language}|>",
+        f"<|{job}|>",
+        "<|notimestamps|>",
+    ]
+    parts = built(task)
+    manifest = corpus(tmp_path, task, 6)
+    examples = [manifest[i] for i in range(6)]
+    with torch.no_grad():
+        ours = [r["text"] for r in task.predict(parts.module, batch_of(task, parts, examples), task.recipe.eval.decode)]
+    assert len(set(ours)) > 1 or language == "de", "an untrained model that says one thing to all shows little"
+    task.export(parts.module, tmp_path / "export")
+    model = WhisperForConditionalGeneration.from_pretrained(tmp_path / "export").eval()
+    processor = WhisperProcessor.from_pretrained(tmp_path / "export")
+    waves = [soundfile.read(e.audio, dtype="float32")[0] for e in examples]
+    features = processor(waves, sampling_rate=RATE, return_tensors="pt").input_features
+    stock = model.generate(features, max_new_tokens=12)  # language and task come with the export
+    assert [s.strip() for s in processor.batch_decode(stock, skip_special_tokens=True)] == ours
