@@ -22,8 +22,8 @@ from podctl.pods import Boot, Pod, Run
 from podctl.prepare import Prepared, local_python
 from podctl.providers.base import Provider
 from podctl.trainer_check import tool_root
-from podctl.ui import Ui, duration
-from remote.clock import CLOCK_FILE, Clock
+from podctl.ui import Ui
+from remote.clock import CLOCK_FILE, Clock, duration
 from remote.rundir import Job, Volume
 
 

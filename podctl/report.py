@@ -6,9 +6,9 @@ from pathlib import PurePosixPath
 from podctl import fetch
 from podctl.host import Host
 from podctl.runs import View, run_dir
-from podctl.ui import Ui, duration, money
+from podctl.ui import Ui, money
 from podctl.watch import best_of
-from remote.clock import utc
+from remote.clock import duration, utc
 from remote.rundir import FAILED
 
 TAIL_LINES = 5

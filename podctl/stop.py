@@ -7,7 +7,7 @@ from podctl import ledger as events
 from podctl.errors import PodctlError
 from podctl.ledger import Event, Ledger
 from podctl.runs import ask_control
-from podctl.ui import duration
+from remote.clock import duration
 from remote.rundir import Job
 
 if TYPE_CHECKING:

@@ -133,18 +133,6 @@ class Ui:
         return f"\x1b[{code}m{text}\x1b[0m" if self._colour else text
 
 
-def duration(seconds: float) -> str:
-    """`0.3 s`, `48 s`, `5 m 10 s`, `2 h 10 m`, `3 d 4 h`."""
-    if seconds < 10:
-        return f"{max(0.0, seconds):.1f} s"
-    s = round(seconds)
-    for unit, name, part, part_name in ((86400, "d", 3600, "h"), (3600, "h", 60, "m"), (60, "m", 1, "s")):
-        if s >= unit:
-            rest = s % unit // part
-            return f"{s // unit} {name} {rest} {part_name}" if rest else f"{s // unit} {name}"
-    return f"{s} s"
-
-
 def money(usd: float) -> str:
     """`$3.20`."""
     return f"${usd:,.2f}"

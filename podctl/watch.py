@@ -13,8 +13,8 @@ from podctl.ledger import Ledger
 from podctl.plan import NEVER_STARTED
 from podctl.pods import Run
 from podctl.runs import View, look, run_dir
-from podctl.ui import Ui, duration, money
-from remote.clock import Clock
+from podctl.ui import Ui, money
+from remote.clock import Clock, duration
 from remote.rundir import FAILED, LOST, STOPPED, SUCCEEDED
 
 LOOK_S = 1.5  # between two questions for the status, once it has gone on for a while

@@ -63,3 +63,15 @@ def clock_from_env() -> Clock:
 def utc(t: float) -> str:
     """`2026-11-21T07:39:00Z` for a Unix time."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(t))
+
+
+def duration(seconds: float) -> str:
+    """As people say it: `0.3 s`, `48 s`, `5 m 10 s`, `2 h 10 m`, `3 d 4 h`."""
+    if seconds < 9.95:
+        return "{:.1f} s".format(max(0.0, seconds))
+    s = round(seconds)
+    for unit, name, part, part_name in ((86400, "d", 3600, "h"), (3600, "h", 60, "m"), (60, "m", 1, "s")):
+        if s >= unit:
+            rest = s % unit // part
+            return "{} {}".format(s // unit, name) + (" {} {}".format(rest, part_name) if rest else "")
+    return "{} s".format(s)

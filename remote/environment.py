@@ -21,9 +21,8 @@ if __name__ == "__main__":  # launched by path: take our own package, not what l
     _HERE = os.path.dirname(os.path.abspath(__file__))
     sys.path[:] = [os.path.dirname(_HERE), *(p for p in sys.path if p and os.path.abspath(p) != _HERE)]
 
-from remote.clock import Clock
+from remote.clock import Clock, duration
 from remote.files import StrPath, write_atomic
-from remote.prep import duration
 from remote.rundir import Volume
 
 PYTHON_ENV = "PODCTL_PYTHON"

@@ -14,7 +14,7 @@ import os
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Sequence
 
-from remote.clock import Clock
+from remote.clock import Clock, duration
 from remote.files import read_json, write_json
 from remote.rundir import Stage, Volume
 
@@ -29,15 +29,6 @@ def prepare(
     """Bring every stage up to date, in order. `run` gives a shell command's exit code. Raises PrepFailed."""
     for i, stage in enumerate(stages, 1):
         _Step(stage, "prep {}/{}".format(i, len(stages)), volume).bring_up_to_date(clock, say, run)
-
-
-def duration(seconds: float) -> str:
-    """`0.4 s`, `18 s`, `3 m 20 s`, `2 h 10 m`."""
-    if seconds < 9.95:
-        return "{:.1f} s".format(max(0.0, seconds))
-    minutes, s = divmod(round(seconds), 60)
-    hours, m = divmod(minutes, 60)
-    return "{} h {} m".format(hours, m) if hours else "{} m {} s".format(m, s) if m else "{} s".format(s)
 
 
 class _Step:

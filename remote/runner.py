@@ -23,7 +23,7 @@ from typing import Any, Dict, List, Optional, Sequence
 
 import remote
 from remote import machine
-from remote.clock import clock_from_env, utc
+from remote.clock import clock_from_env, duration, utc
 from remote.environment import NoEnvironment, resolve
 from remote.fence import Fence, Superseded, take_epoch
 from remote.files import StrPath, write_json
@@ -37,7 +37,7 @@ from remote.jobfile import (
     read_secrets,
     secrets_are_open,
 )
-from remote.prep import PrepFailed, duration, prepare
+from remote.prep import PrepFailed, prepare
 from remote.reporter import Reporter
 from remote.rundir import (
     EXIT_BAD_INPUT,

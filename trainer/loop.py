@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from remote.clock import duration
 from trainer.checkpoint import Checkpoint
 from trainer.data.loader import Step, StepLoader
 from trainer.data.plan import seed_of
@@ -233,8 +234,8 @@ class Training:
                 step=s.step, phase="train", epoch=epoch, loss=loss, eta_s=eta_s, audio_s_per_s=audio_per_s
             )
         log.info(
-            "step %d/%d  loss %.4f  lr %.2e  grad norm %.2f  %.0f audio-s/s  epoch %.1f  %.0f s left",
-            *(s.step, self.max_steps, loss, lr, grad_norm, audio_per_s, epoch, eta_s),
+            "step %d/%d  loss %.4f  lr %.2e  grad norm %.2f  %.0f audio-s/s  epoch %.1f  %s left",
+            *(s.step, self.max_steps, loss, lr, grad_norm, audio_per_s, epoch, duration(eta_s)),
         )
 
     def _mean_over_ranks(self, total: float, count: int) -> float:

@@ -67,7 +67,8 @@ def train(
 
 def show_plan(p: "Prepared", ui: "Ui") -> None:
     """Step 6, before the question."""
-    from podctl.ui import duration, money, size
+    from podctl.ui import money, size
+    from remote.clock import duration
 
     plan, snap, offer = p.plan, p.snapshot, p.plan.offers[0]
     what = f"resumes: {p.choice.because}" if plan.resumes else f"new{': ' * bool(p.choice.because)}{p.choice.because}"

@@ -6,7 +6,7 @@ import signal
 import pytest
 from support.pod import Pod
 
-from remote.prep import duration
+from remote.clock import duration
 from remote.rundir import FAILED, STOPPED, SUCCEEDED, Stage
 
 COUNT = 'echo ran >>"$PODCTL_VOLUME/count"; '
