@@ -17,15 +17,16 @@ from remote.rundir import RunDir
 from trainer.checkpoint import best_first, complete_checkpoints
 from trainer.data.audio import header
 from trainer.data.manifest import Manifest, open_manifests
+from trainer.data.sets import cache_root, data_root
+from trainer.desk import run_provenance, write_rows
 from trainer.errors import AudioError, BadData, BadRecipe
 from trainer.evaluate import as_json, table_lines
 from trainer.evaluate import evaluate as run_evaluation
 from trainer.evaluate import predict as run_prediction
-from trainer.machine import Machine, start_machine
+from trainer.machine import Machine, placed, start_machine
 from trainer.recipe.base import Recipe
 from trainer.recipe.load import parse_recipe
 from trainer.task import Parts, Task, make_task
-from trainer.train import cache_root, data_root, placed, run_provenance, write_rows
 
 log = logging.getLogger(__name__)
 

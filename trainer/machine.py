@@ -1,5 +1,6 @@
 """The device, its precision and the other ranks: what the loop asks of the machine it runs on."""
 
+import dataclasses
 import logging
 import os
 from contextlib import AbstractContextManager, nullcontext
@@ -12,6 +13,7 @@ from torch import nn
 
 from trainer.errors import BadRecipe, TrainerError
 from trainer.recipe.loop import Loop
+from trainer.task import Parts
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +95,13 @@ def start_machine(loop: Loop) -> Machine:
     if dist.get_world_size() != world:
         raise TrainerError(f"{dist.get_world_size()} ranks answered, {world} were started")
     return Machine(device, precision, dist.get_rank(), world, dist.new_group(backend="gloo"))
+
+
+def placed(parts: Parts, machine: Machine) -> Parts:
+    """The parts on the machine: the module to be trained or used, the frozen ones in eval mode and without gradient."""
+    for module in parts.frozen.values():
+        machine.place(module).eval().requires_grad_(False)
+    return dataclasses.replace(parts, module=machine.place(parts.module))
 
 
 def _device(asked: str, local_rank: int) -> torch.device:

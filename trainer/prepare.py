@@ -8,10 +8,10 @@ from pathlib import Path
 from trainer.data.audio import read_audio
 from trainer.data.demo import prepare_demo
 from trainer.data.manifest import Manifest
+from trainer.data.sets import data_root, open_data
 from trainer.errors import AudioError
 from trainer.recipe.load import load_recipe
 from trainer.task import Bad
-from trainer.train import data_root, open_data
 
 
 def prepare_demo_corpus(out: Path, n_train: int, n_dev: int, n_test: int, seed: int) -> None:

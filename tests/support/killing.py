@@ -23,6 +23,7 @@ import transformers.modeling_utils
 
 import trainer.train as training
 from remote.rundir import RunDir
+from trainer import desk
 
 
 class Killer:
@@ -79,17 +80,17 @@ class Killer:
             if hasattr(owner, "safe_save_file"):
                 self.torn(owner, "safe_save_file", 1)
         sys.addaudithook(self._on_open)
-        real = training._Desk.save
+        real = desk.Desk.save
 
-        def save(desk: Any) -> Any:
+        def save(its_desk: Any) -> Any:
             self.inside = self.saves == self.save
             self.saves += 1
             try:
-                return real(desk)
+                return real(its_desk)
             finally:
                 self.inside = False
 
-        training._Desk.save = save  # type: ignore[method-assign]
+        desk.Desk.save = save  # type: ignore[method-assign]
 
     def _on_open(self, event: str, args: tuple[Any, ...]) -> None:
         if event == "open" and isinstance(args[1], str) and any(c in args[1] for c in "wax+"):
