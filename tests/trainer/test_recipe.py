@@ -64,10 +64,13 @@ def test_what_contradicts_itself_is_said(tmp_path: Path, section: str, change: d
 
 def test_environment_variables_are_expanded_where_the_data_is_and_only_there(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("CORPUS", "/corpus")
-    train = recipe_dict(tmp_path, data={"test": ["${CORPUS}/test.jsonl", "${NOT_SET_ANYWHERE}/x"]})
+    train = recipe_dict(
+        tmp_path, data={"test": ["${CORPUS}/test.jsonl", "${NOT_SET_ANYWHERE}/x", "${NOT_SET_ANYWHERE}/y"]}
+    )
     file = write_experiment(tmp_path / "a.yaml", train)
-    with pytest.raises(BadRecipe, match="NOT_SET_ANYWHERE is not set"):
+    with pytest.raises(BadRecipe, match="NOT_SET_ANYWHERE is not set") as caught:
         load_recipe(file)
+    assert len(caught.value.mistakes) == 1
     assert load_recipe(file, expand=False).data.test[0] == "${CORPUS}/test.jsonl"
 
 

@@ -107,8 +107,9 @@ def _expanded(value: Any, where: str, missing: list[Mistake]) -> Any:
 
     def of(match: re.Match[str]) -> str:
         name = match.group(1)
-        if name not in os.environ:
-            missing.append(Mistake(where, f"the environment variable {name} is not set on this machine"))
+        what = f"the environment variable {name} is not set on this machine"
+        if name not in os.environ and all(m.what != what for m in missing):  # once is enough
+            missing.append(Mistake(where, what))
         return os.environ.get(name, "")
 
     return re.sub(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}", of, value)
