@@ -119,6 +119,31 @@ def test_stopped_and_resumed_it_ends_bit_identical(corpus: Path, tmp_path: Path,
     assert steps == [2, 4, 6, 8, 10], "no step is written down twice"
 
 
+def test_adapters_stopped_and_resumed_end_bit_identical_and_their_export_reproduces(
+    corpus: Path, tmp_path: Path, capsys
+) -> None:
+    train(experiment(corpus), RunDir(tmp_path / "base"))
+    recipe = recipe_dict(corpus, loop={"steps": 6, "gradient_checkpointing": True}, adapters={"r": 2, "dropout": 0.1})
+    recipe["model"] = {"name": str(tmp_path / "base" / "export")}
+    file = write_experiment(tmp_path / "lora.yaml", recipe)
+    train(file, RunDir(tmp_path / "whole"))
+    with pytest.raises(StopAsked):
+        train(file, RunDir(tmp_path / "stopped"), stop=After(7))
+    train(file, RunDir(tmp_path / "stopped"))
+    one, two = (
+        load_file(tmp_path / r / "checkpoints" / "step-00000006" / "model" / "adapter_model.safetensors")
+        for r in ("whole", "stopped")
+    )
+    assert all(torch.equal(one[k], two[k]) for k in one)
+    assert any("lora_B" in k and v.abs().max() > 0 for k, v in one.items())
+    before, after = (lines(tmp_path / r / "reports" / "test.jsonl") for r in ("base", "whole"))
+    assert after[0]["metrics"] == before[1]["metrics"], "before training it is the base, and says what the base said"
+    argv = ["evaluate", "--model", str(tmp_path / "whole" / "export"), str(corpus / "test.jsonl")]
+    assert main([*argv, "--out", str(tmp_path / "again")]) == 0
+    again = json.loads(next((tmp_path / "again").glob("*.json")).read_text())
+    assert again["metrics"] == after[1]["metrics"]
+
+
 def test_a_finished_run_asked_again_does_nothing_to_its_weights(corpus: Path, tmp_path: Path) -> None:
     file, run = experiment(corpus), RunDir(tmp_path / "run")
     train(file, run)

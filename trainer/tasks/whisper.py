@@ -151,7 +151,7 @@ class WhisperTask:
 
     def export(self, module: nn.Module, directory: Path) -> None:
         if self.recipe.adapters is not None:
-            module = module.merge_and_unload()  # type: ignore[operator]
+            module = module.float().merge_and_unload()  # type: ignore[operator]  # a bf16 base would round them off
         _plain(module).save_pretrained(str(directory))
         self.processor.save_pretrained(str(directory))
 
