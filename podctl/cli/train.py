@@ -58,11 +58,12 @@ def train(
             raise Cancelled("nothing was rented")
         launched = launch(prepared, ui, clock)
     watcher = Watcher(launched.run, launched.host, ui, clock, order.podctl)
-    if as_json:
-        ui.emit({"event": "launched", "run": launched.run.id, "run_dir": launched.run.detail["run_dir"]})
-    if detach:
+    try:
+        if as_json:
+            ui.emit({"event": "launched", "run": launched.run.id, "run_dir": launched.run.detail["run_dir"]})
+        return watcher.leave() if detach else watcher.attend(open_ledger(), offset=launched.log_offset)
+    except KeyboardInterrupt:  # from here on the run lives: leaving is all that Ctrl-C can mean
         return watcher.leave()
-    return watcher.attend(open_ledger(), offset=launched.log_offset)
 
 
 def show_plan(p: "Prepared", ui: "Ui") -> None:
