@@ -72,8 +72,8 @@ def save_checkpoint(
         fsync_path(root)
         fence.check()
         write_json(final / COMPLETE, {"schema": SCHEMA, "step": step, "metrics": metrics or {}, "sha256": digests})
-    except OSError as e:
-        if e.errno in (errno.ENOSPC, errno.EDQUOT):
+    except Exception as e:
+        if _is_full(e, root):
             raise NoSpace(
                 f"the disk is full: step {step} could not be saved under {root}; earlier checkpoints are whole",
                 "free space there (or lower loop.keep_last), then run the same command again: it resumes",
@@ -143,6 +143,16 @@ def sweep(root: Path, fence: Fence) -> None:
 def sha256_of(path: Path) -> str:
     with path.open("rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def _is_full(e: Exception, root: Path) -> bool:
+    """Whether a write failed for lack of room: Python says so by errno, safetensors in words, torch not at all."""
+    if isinstance(e, OSError):
+        return e.errno in (errno.ENOSPC, errno.EDQUOT)
+    said = str(e)
+    if "No space left" in said or "quota" in said.lower():
+        return True
+    return isinstance(e, RuntimeError) and shutil.disk_usage(root).free < 1 << 20
 
 
 def _discard(path: Path, fence: Fence) -> None:

@@ -6,6 +6,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import safetensors.torch
+import torch
 
 from remote.fence import Fence, Superseded, take_epoch
 from trainer.checkpoint import (
@@ -92,8 +94,21 @@ def test_a_failed_save_leaves_the_earlier_ones_and_no_rest(tmp_path: Path) -> No
     assert os.listdir(tmp_path / "c") == ["step-00000005"]
 
 
+def by_text(path: Path) -> None:
+    path.write_text("a" * 300_000)
+
+
+def by_safetensors(path: Path) -> None:
+    safetensors.torch.save_file({"a": torch.zeros(75_000)}, path)
+
+
+def by_torch(path: Path) -> None:
+    torch.save({"a": torch.zeros(75_000)}, path)
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
-def test_on_a_disk_that_is_really_full_earlier_checkpoints_stay_whole(tmp_path: Path) -> None:
+@pytest.mark.parametrize("big", [by_text, by_safetensors, by_torch])
+def test_on_a_disk_that_is_really_full_earlier_checkpoints_stay_whole(tmp_path: Path, big) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)], check=False).returncode:
@@ -101,10 +116,11 @@ def test_on_a_disk_that_is_really_full_earlier_checkpoints_stay_whole(tmp_path: 
     try:
         f = fence(tmp_path)
         save_checkpoint(disk / "c", 5, write("a", 100_000), f)
-        with pytest.raises(NoSpace):
-            save_checkpoint(disk / "c", 6, write("a", 300_000), f)
+        with pytest.raises(NoSpace, match="the disk is full: step 6"):
+            save_checkpoint(disk / "c", 6, lambda d: big(d / "model" / "weights"), f)
         (only,) = complete_checkpoints(disk / "c")
         verify(only)
+        assert os.listdir(disk / "c") == ["step-00000005"]
     finally:
         subprocess.run(["umount", "-l", str(disk)], check=True)
 
