@@ -102,7 +102,8 @@ def program() -> str:
     on_path = shutil.which("podctl")
     if on_path and os.path.realpath(on_path) == os.path.realpath(typed):
         return "podctl"
-    return os.path.relpath(typed) if os.path.isabs(typed) else typed
+    near = os.path.relpath(typed)
+    return typed if near.startswith("..") else near
 
 
 def as_typed(hint: str) -> str:
