@@ -98,10 +98,12 @@ class Desk:
         log.info(
             "best on dev: step %d, %s %.2f %%", best.step, self.recipe.eval.metric, 100 * self._better(best.metrics)
         )
+        self.release()
+        before = self._test_before() if self.recipe.eval.before_training else None
         parts = placed(self.task.build(best.model), self.machine)
         headline, metrics = self._dev_headline(best), {f"dev/{k}": v for k, v in best.metrics.items()}
         if self.data.test is not None:
-            headline, test_metrics = self._test(parts, self.data.test)
+            headline, test_metrics = self._test(parts, self.data.test, before)
             metrics |= {f"test/{k}": v for k, v in test_metrics.items()}
         if not self.machine.is_first:
             return
@@ -114,11 +116,15 @@ class Desk:
         log.info("%s", headline)
         log.info("model: %s", self.run.export)
 
-    def _test(self, parts: Parts, test: Manifest) -> tuple[str, dict[str, float]]:
+    def release(self) -> None:
+        """Give back what training needed: at the end one model at a time has to fit, as it did all along."""
+        self.optimiser.forget()
+        self.parts.module.to("meta")
+
+    def _test(self, parts: Parts, test: Manifest, before: Evaluation | None) -> tuple[str, dict[str, float]]:
         lines, ways = [], self.task.final_decodes(self.recipe.eval.decode)
         first: Evaluation | None = None
         metrics: dict[str, float] = {}
-        before = self._test_before(test) if self.recipe.eval.before_training else None
         if before:
             lines.append(as_json(before, self._provenance(), what="before training"))
         for name, decode in ways.items():
@@ -141,10 +147,12 @@ class Desk:
             write_atomic(self.run.reports / "test.jsonl", "".join(line + "\n" for line in lines).encode())
         return _headline("test", first, before, self.recipe), metrics
 
-    def _test_before(self, test: Manifest) -> Evaluation:
+    def _test_before(self) -> Evaluation | None:
+        if self.data.test is None:
+            return None
         torch.manual_seed(self.recipe.loop.seed)
         fresh = placed(self.task.build(), self.machine)
-        return evaluate(self.task, fresh, test, self.recipe, self.machine, stop=self.stop)
+        return evaluate(self.task, fresh, self.data.test, self.recipe, self.machine, stop=self.stop)
 
     def _export(self, parts: Parts, best: Checkpoint) -> None:
         beside = self.run.root / f".export.{self.fence.epoch}"

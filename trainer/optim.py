@@ -60,6 +60,12 @@ class Optimiser:
         self.adamw.zero_grad(set_to_none=True)
         return norm.detach(), skipped
 
+    def forget(self) -> None:
+        """Give its memory back: the training is over."""
+        self.adamw.state.clear()
+        self.adamw.param_groups.clear()
+        self.parameters.clear()
+
     def state_dict(self) -> dict[str, object]:
         return {"adamw": self.adamw.state_dict(), "scaler": self.scaler.state_dict() if self.scaler else None}
 

@@ -1,6 +1,8 @@
 """The optimiser: schedules, groups, and steps that are not taken."""
 
+import gc
 import math
+import weakref
 
 import pytest
 import torch
@@ -8,9 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from trainer.desk import Desk
 from trainer.errors import BadRecipe
 from trainer.optim import lr_at, make_optimiser
 from trainer.recipe.optim import Optim
+from trainer.task import Parts
 
 
 def module() -> nn.Module:
@@ -53,6 +57,18 @@ def test_a_step_whose_gradient_is_not_finite_changes_nothing_at_all() -> None:
     assert all(torch.equal(state[k][n], after[k][n]) for k in state for n in state[k])
     assert step(1.0)[1] == 0.0
     assert not all(torch.equal(a, b) for a, b in zip(before, m.parameters(), strict=True))
+
+
+def test_when_training_is_over_nothing_holds_its_weights_any_more() -> None:
+    m = module()
+    optimiser = make_optimiser(m, groups(m), Optim(lr=0.1), "fp32")
+    optimiser.backward(m["encoder"](torch.ones(1, 3)).sum())
+    optimiser.step()
+    held = [weakref.ref(p) for p in m.parameters()]
+    desk = Desk(None, Parts(m), None, None, None, None, None, optimiser, None, None)  # type: ignore[arg-type]
+    desk.release()
+    gc.collect()
+    assert not any(p() is not None for p in held)
 
 
 def test_decay_spares_biases_norms_and_embeddings_and_groups_have_their_rates() -> None:
