@@ -9,6 +9,7 @@ PodctlError                  1   the run failed, or nothing better is known
 ├── LimitReached             7   a limit of the experiment ended the run
 ├── Busy                     8   the run is going already
 ├── MissingHere              9   something is missing on this machine
+│   └── MissingThere         9   something is missing on the machine that should train
 ├── Saved                   75   stopped, saved, resumable
 └── Cancelled              130   by the person, before anything was rented
 
@@ -63,6 +64,10 @@ class Busy(PodctlError):
 
 class MissingHere(PodctlError):
     exit_code = 9
+
+
+class MissingThere(MissingHere):
+    """The hint says what to type there."""
 
 
 class Saved(PodctlError):

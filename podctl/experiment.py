@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from podctl.errors import BadInput
-from podctl.pods import PodSpec
+from podctl.pods import Machine, PodSpec, SshAddress
 from podctl.ui import shown
 from podctl.yamls import apply_sets, read_yaml, to_yaml
 from remote.mistakes import Mistake, mistakes_of
@@ -36,14 +36,44 @@ class Hold(Part):
 Ending = Literal["stop", "terminate"] | Hold
 
 
+class SshSection(Part):
+    """`pod.ssh:`, a machine that you have already. A bare name is one of ~/.ssh/config."""
+
+    host: str = Field(
+        min_length=1, pattern=r"^[^-\s@:/][^\s@/]*$", description="a name, an address, or a Host of ~/.ssh/config"
+    )
+    port: int | None = Field(default=None, ge=1, le=65535, description="none: as ~/.ssh/config says, else 22")
+    user: str | None = Field(default=None, pattern=r"^[^-\s@:/][^\s@:/]*$", description="none: as ~/.ssh/config says")
+    key: str | None = Field(
+        default=None, min_length=1, description="path of a private key; none: the agent's or usual ones"
+    )
+    host_key: str | None = Field(
+        default=None,
+        pattern=r"^\S+ [A-Za-z0-9+/=]+",
+        description="its public host key; none: as ~/.ssh/known_hosts says",
+    )
+    disk: str = Field(
+        default="~/.cache/podctl",
+        pattern=r"^(/|~/)",
+        description="a folder on its own disk: code, environments, caches",
+    )
+    python: str | None = Field(
+        default=None, min_length=1, description="a Python there that has all a training needs; none: one is built"
+    )
+    usd_per_hour: float = Field(default=0.0, ge=0, le=1000, description="dollars an hour, where somebody bills it")
+
+
 class PodSection(Part):
     """`pod:`, the machine and what it may cost."""
 
-    provider: str = Field(default="local", description="who rents it out")
+    provider: str = Field(default="local", description="who rents it out: local, ssh")
+    ssh: SshSection | None = Field(default=None, description="with provider: ssh, how to reach the machine")
     gpu: tuple[str, ...] = Field(default=(), description="ranked: the first that is to be had")
     gpu_count: int = Field(default=1, ge=1, le=64)
     data_centers: tuple[str, ...] = Field(default=(), description="ranked; empty: wherever the volume is")
-    volume: str | None = Field(default=None, description="a network volume's name or id")
+    volume: str | None = Field(
+        default=None, description="a network volume's name or id; with provider: ssh, a folder's path there"
+    )
     image: str | None = Field(default=None, description="a container image; none: the provider's official one")
     disk_gb: int = Field(default=40, ge=1, le=20_000, description="GB of local disk")
     max_hours: float = Field(
@@ -65,6 +95,11 @@ class PodSection(Part):
     @classmethod
     def _one_is_a_list(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) else value
+
+    @field_validator("ssh", mode="before")
+    @classmethod
+    def _a_name_is_a_host(cls, value: Any) -> Any:
+        return {"host": value} if isinstance(value, str) else value
 
     @field_validator("max_hours", "max_usd", "max_usd_per_hour", "gpu_count", "disk_gb", mode="before")
     @classmethod
@@ -129,11 +164,23 @@ class Experiment:
     @property
     def spec(self) -> PodSpec:
         p = self.pod
-        return PodSpec(p.gpu, p.gpu_count, p.data_centers, p.volume, p.image, p.disk_gb, p.spot, self.env)
+        return PodSpec(
+            p.gpu, p.gpu_count, p.data_centers, p.volume, p.image, p.disk_gb, p.spot, self.env, machine_of(p)
+        )
 
     @property
     def stages(self) -> list[Stage]:
         return [Stage(run=s.run, inputs=list(s.inputs), outputs=list(s.outputs)) for s in self.prep]
+
+
+def machine_of(pod: PodSection) -> Machine | None:
+    """The machine that `pod.ssh` names, if any."""
+    if pod.ssh is None:
+        return None
+    s = pod.ssh
+    key = str(Path(s.key).expanduser().absolute()) if s.key else ""
+    address = SshAddress(s.host, s.port, s.user or "", key, s.host_key or "", user_config=True)
+    return Machine(address, pod.volume or "", s.disk, s.python or "", s.usd_per_hour)
 
 
 def read_experiment(
@@ -157,7 +204,7 @@ def read_experiment(
         mistakes += [_clearer(m) for m in mistakes_of(errors, "", _known())]
         return None, document, mistakes
     env, missing = expand_env(parsed.pod.env, os.environ if environ is None else environ)
-    mistakes += missing
+    mistakes += missing + _mistakes_of_ssh(parsed.pod)
     if parsed.pod.command is None and "train" not in document:
         mistakes.append(Mistake("train", "is missing: say what to train, or give pod.command"))
     experiment = Experiment(path, parsed.name, parsed.pod, parsed.prep, env, document)
@@ -187,6 +234,21 @@ def expand_env(env: Mapping[str, str], environ: Mapping[str, str]) -> tuple[dict
     return expanded, mistakes
 
 
+def _mistakes_of_ssh(pod: PodSection) -> list[Mistake]:
+    if pod.provider != "ssh":
+        return []
+    found = []
+    if pod.ssh is None:
+        found.append(Mistake("pod.ssh", "is missing: a name of ~/.ssh/config, or {host: …, port: …, user: …, key: …}"))
+    if not pod.volume or not pod.volume.startswith(("/", "~/")):
+        found.append(
+            Mistake("pod.volume", "must be a folder on that machine, /data/podctl or ~/podctl: runs lie there")
+        )
+    if pod.ssh and pod.ssh.key and not Path(pod.ssh.key).expanduser().is_file():
+        found.append(Mistake("pod.ssh.key", f"there is no file {pod.ssh.key}"))
+    return found
+
+
 def _as_text(value: Any) -> Any:
     if isinstance(value, bool):
         return "true" if value else "false"
@@ -210,5 +272,6 @@ def _known() -> dict[str, list[str]]:
     return {
         "": list(ExperimentFile.model_fields),
         "pod": list(PodSection.model_fields),
+        "pod.ssh": list(SshSection.model_fields),
         "prep": list(PrepStage.model_fields),
     }

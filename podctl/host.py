@@ -1,6 +1,6 @@
 """A machine we can run things on: the protocol, and the two things every caller needs on top of it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path, PurePath
 from typing import Protocol
@@ -8,13 +8,46 @@ from typing import Protocol
 from podctl.errors import PodctlError
 from podctl.pods import Pod, Result
 
+IDLE_S = 0.5  # a stream that has nothing to say lets its reader look up about this often
+
+
+class Stream(Protocol):
+    """A command that runs on a host, heard while it speaks."""
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Its stdout in pieces as they come, b"" after about `IDLE_S` without any; ends when the command does.
+
+        Raises Unreachable where the link breaks before that.
+        """
+        ...
+
+    @property
+    def exit_code(self) -> int | None:
+        """None while it runs."""
+        ...
+
+    @property
+    def stderr(self) -> str:
+        """What it said there so far."""
+        ...
+
 
 class Host(Protocol):
-    """OpenSSH with one shared connection; fabric where there is no OpenSSH; this machine."""
+    """OpenSSH with one shared connection; fabric where there is no OpenSSH; this machine.
 
-    def run(self, argv: Sequence[str], *, stdin: str = "", timeout_s: float = 60) -> Result:
-        """Run a command there. Raises Unreachable; a command's own failure is in the result. Surrogate escapes in
+    Every call raises Unreachable where the machine does not answer or is not the one that was announced.
+    """
+
+    name: str  # as a person calls the machine
+
+    def run(self, argv: Sequence[str], *, stdin: str | bytes = "", timeout_s: float = 60) -> Result:
+        """Run a command there. Its own failure is in the result; a time-out is exit code 124. Surrogate escapes in
         stdin and in the result stand for bytes that are no UTF-8."""
+        ...
+
+    def stream(self, argv: Sequence[str], *, stdin: Iterable[bytes] | None = None) -> AbstractContextManager[Stream]:
+        """A command there for as long as the block lasts. `stdin` is sent while it runs, then closed; None keeps it
+        open and empty. A block that is left, and a link that breaks, end the command there too."""
         ...
 
     def push(self, source: Path, target: PurePath, *, files_from: Sequence[str] = ()) -> None:
@@ -35,15 +68,23 @@ class Host(Protocol):
         ...
 
     def forward(self, remote_port: int, local_port: int) -> AbstractContextManager[None]:
-        """While open, the local port on loopback answers as the remote one."""
+        """While open, the local port on loopback answers as the remote one's loopback does."""
+        ...
+
+    def terminal(self, argv: Sequence[str] = ()) -> int:
+        """Hand this terminal to a command there, or to a login shell. Its exit code."""
         ...
 
 
 def host_of(pod: Pod) -> Host:
     """The way onto a pod."""
-    from podctl.localhost import LocalHost
+    if pod.ssh is None:
+        from podctl.localhost import LocalHost
 
-    return LocalHost()
+        return LocalHost()
+    from podctl.wire import ssh_host
+
+    return ssh_host(pod.ssh)
 
 
 def write(host: Host, path: PurePath, text: str, *, mode: str = "644") -> None:

@@ -17,6 +17,7 @@ class PodSpec:
     disk_gb: int = 40
     spot: bool = False
     env: Mapping[str, str] = field(default_factory=dict)
+    machine: "Machine | None" = None  # pod.provider: ssh
 
 
 @dataclass(frozen=True)
@@ -35,10 +36,27 @@ class Offer:
 class SshAddress:
     """Where a pod's sshd answers, this boot. Addresses and keys change with every start."""
 
-    host: str
-    port: int
-    user: str
-    host_key: str = ""
+    host: str  # a name or an address; with `user_config` also an alias of ~/.ssh/config
+    port: int | None = None  # None: what ~/.ssh/config says, else 22
+    user: str = ""  # "": what ~/.ssh/config says, else this machine's user
+    key: str = ""  # path of the private key; "": the agent's, or the usual ones
+    host_key: str = ""  # `TYPE BASE64`, a line each: what was announced; nothing else is spoken to
+    user_config: bool = False  # does ~/.ssh/config have a say, jump hosts included?
+
+    def __str__(self) -> str:
+        user, port = f"{self.user}@" * bool(self.user), f":{self.port}" if self.port else ""
+        return f"{user}{self.host}{port}"
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A machine that somebody has already: how to reach it, and where our folders are. `~` is its own."""
+
+    address: SshAddress
+    volume_dir: str
+    disk_dir: str = "~/.cache/podctl"
+    python: str = ""  # has all that a training needs; "": an environment is built there
+    usd_per_hour: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -55,6 +73,7 @@ class Pod:
     started_at: float | None = None
     gpu: str = ""
     ssh: SshAddress | None = None
+    python: str = ""  # $PODCTL_PYTHON there; "": the runner finds or builds one
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from podctl.pods import Boot, Can, Offer, Pod, PodSpec
 
 PROVIDERS = {
     "local": "podctl.providers.local:LocalProvider",
+    "ssh": "podctl.providers.ssh:SshProvider",
 }
 
 
