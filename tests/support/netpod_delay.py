@@ -1,7 +1,7 @@
 """A slow link between this machine and a pod: two tunnels, and a heap of packets that are due later.
 
 usage: netpod_delay.py LINK NETWORK_NAMESPACE DELAY_S LOSS. Makes LINK here and slow0 there, says `ready`, and passes
-each packet on after DELAY_S, but for a share of LOSS. The links go with this process. (Few kernels have netem built in.)
+each packet on after DELAY_S, but for a share of LOSS. The links go with this process. (Few kernels have netem.)
 """
 
 import ctypes
