@@ -24,6 +24,15 @@ NO_PYTHON = 127  # as a shell says that it found no program
 PYTHONS = ("python3", "/usr/bin/python3", "/usr/local/bin/python3", "/opt/conda/bin/python3")
 SCRIPT = 'for p in {}; do command -v "$p" >/dev/null 2>&1 && exec "$p" -I -S -X utf8 -c "$@"; done; exit 127'
 
+LOADER = """
+import sys, types
+sys.modules["remote"] = types.ModuleType("remote")
+for name, text in %s:
+    module = sys.modules[name] = types.ModuleType(name)
+    exec(compile(text, name, "exec"), module.__dict__)
+sys.exit(module.main(*sys.argv[1:]))
+"""
+
 Tell = Callable[[Mapping[str, Any]], None]
 
 
@@ -112,7 +121,6 @@ def _fail(stream: Stream, line: bytes, root: PurePath) -> None:
         raise DiskFull(f"the disk over there is full: {said['error']}", "free some space there, then the same again")
     if "error" in said:
         raise PodctlError(f"over there, {said['error']}", "may you read and write there?")
-    code = None
     for _ in stream:  # to its end, where it has not come yet
         pass
     code = stream.exit_code
@@ -134,17 +142,11 @@ class NoPython(MissingThere):
 
 @functools.cache
 def _program() -> str:
-    """`remote`'s own text, packed, and what unpacks it."""
+    """`remote`'s own text, packed, and what unpacks it: one line of letters that no shell takes amiss."""
     here = Path(str(remote.__file__)).parent
     texts = [[f"remote.{name}", (here / f"{name}.py").read_text(encoding="utf-8")] for name in MODULES]
-    load = base64.b85encode(zlib.compress(json.dumps(texts).encode("utf-8"), 9)).decode("ascii")
-    return (
-        "import base64,json,sys,types,zlib\n"
-        "sys.modules['remote']=types.ModuleType('remote')\n"
-        f"for n,t in json.loads(zlib.decompress(base64.b85decode('''{load}'''))):\n"
-        " m=sys.modules[n]=types.ModuleType(n);exec(compile(t,n,'exec'),m.__dict__)\n"
-        "sys.exit(m.main(*sys.argv[1:]))"
-    )
+    load = base64.b64encode(zlib.compress((LOADER % json.dumps(texts)).encode("ascii"), 9)).decode("ascii")
+    return f"import base64,zlib;exec(zlib.decompress(base64.b64decode('{load}')))"
 
 
 def _object(line: bytes) -> Mapping[str, Any]:

@@ -5,12 +5,15 @@ import filecmp
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path, PurePath
 
 from podctl import shell
 from podctl.errors import MissingHere, PodctlError
+from podctl.host import Stream
 from podctl.pods import Result
+from remote.holdings import walk
 
 IDLE_S = 0.3
 LOOK_S = 0.05
@@ -20,8 +23,13 @@ CHUNK = 1 << 20
 class LocalHost:
     """Runs, copies and follows here. Account keys are in no child's environment."""
 
-    def run(self, argv: Sequence[str], *, stdin: str = "", timeout_s: float = 60) -> Result:
+    name = "this machine"
+
+    def run(self, argv: Sequence[str], *, stdin: str | bytes = "", timeout_s: float = 60) -> Result:
         return shell.run(argv, stdin=stdin, timeout_s=timeout_s)
+
+    def stream(self, argv: Sequence[str], *, stdin: Iterable[bytes] | None = None) -> AbstractContextManager[Stream]:
+        return shell.stream(argv, stdin=stdin)
 
     def push(self, source: Path, target: PurePath, *, files_from: Sequence[str] = ()) -> None:
         """Copies what differs by size or time, file by file and each at once; links stay links, modes stay."""
@@ -35,13 +43,13 @@ class LocalHost:
                 (root / name).parent.mkdir(parents=True, exist_ok=True)
                 _copy(source / name, root / name)
 
-    def pull(self, source: PurePath, target: Path) -> None:
+    def pull(self, source: PurePath, target: Path, *, names: Sequence[str] = ()) -> None:
         origin = Path(source)
         if not origin.is_dir():
             target.parent.mkdir(parents=True, exist_ok=True)
             _copy(origin, target)
             return
-        for name in sorted(_files_under(origin)):
+        for name in walk(str(origin), names):
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             with contextlib.suppress(FileNotFoundError):  # a running job may have removed it meanwhile
                 _copy(origin / name, target / name)

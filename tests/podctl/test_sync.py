@@ -57,7 +57,7 @@ def tree(root: Path) -> dict[str, object]:
     for path in sorted(root.rglob("*")):
         name = str(path.relative_to(root))
         if path.is_symlink():
-            found[name] = ("link", os.readlink(path))
+            found[name] = ("link", str(path.readlink()))
         elif path.is_file():
             about = path.stat()
             found[name] = (path.read_bytes(), about.st_mode & 0o777, about.st_mtime_ns)
@@ -264,7 +264,7 @@ def test_a_disk_that_is_full_there_is_said_in_a_sentence(tmp_path: Path):
     wire, a = LocalWire(tmp_path / "w", rsync=False), tmp_path / "a"
     a.mkdir()
     (a / "x").write_text("x")
-    with pytest.raises(PodctlError, match="can't be|over there"):
+    with pytest.raises(PodctlError, match=r"can't be|over there"):
         sync.push(wire, a, Path("/proc/nowhere"))
     assert issubclass(DiskFull, PodctlError)
 
