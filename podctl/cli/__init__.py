@@ -11,8 +11,13 @@ import typer
 from podctl.errors import MissingHere, PodctlError
 
 CANCELLED = 130
+COMMANDS = (
+    *("init", "doctor", "completion", "train", "attach", "logs", "ps", "status", "stop", "tensorboard", "pull"),
+    *("push", "sync", "ssh", "exec", "ssh-config", "resume", "queue"),
+)  # what hints speak of
 EPILOGUE = """\b
 Examples:
+  podctl init
   podctl train --config configs/demo.yaml --local
   podctl train --config whisper.yaml --set train.optim.lr=3e-5 --detach
   podctl attach
@@ -111,9 +116,7 @@ def as_typed(hint: str) -> str:
     name = program()
     if name in hint:
         return hint
-    return re.sub(
-        r"(?<![\w/.])podctl (?=(train|attach|logs|ps|status|stop|tensorboard|pull)\b)", lambda _: f"{name} ", hint
-    )
+    return re.sub(rf"(?<![\w/.])podctl (?=({'|'.join(COMMANDS)})\b)", lambda _: f"{name} ", hint)
 
 
 def print_cancelled() -> None:
@@ -133,7 +136,7 @@ def _usage_error(e: Exception) -> int | None:
 
 
 def _app() -> typer.Typer:
-    from podctl.cli import follow, results, runs, train
+    from podctl.cli import follow, results, runs, setup, train
 
     app = typer.Typer(
         name="podctl",
@@ -145,7 +148,7 @@ def _app() -> typer.Typer:
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     )
-    for family in (train, follow, runs, results):
+    for family in (setup, train, follow, runs, results):
         family.register(app)
 
     @app.callback()
