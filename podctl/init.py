@@ -7,7 +7,7 @@ import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from podctl import envfile, first, sshkeys
 from podctl.errors import BadInput, MissingHere, PodctlError
@@ -15,6 +15,9 @@ from podctl.project import Project
 from podctl.settings import FILE, clean_owner, read_env_file, refuse_tracked_keys
 from podctl.ui import Ui, shown
 from remote.files import write_atomic
+
+if TYPE_CHECKING:
+    from podctl.experiment import PodSection
 
 IGNORED = (FILE, ".podctl/")
 QUESTIONS = {
@@ -68,7 +71,7 @@ class Told:
 
 def init(order: Order, project: Project, ui: Ui) -> Told:
     """Make a project ready. Raises BadInput, MissingHere before anything is written, Cancelled within a question."""
-    pod = machine_lines(order)
+    pod = first.ssh_pod(parse_ssh(order.ssh), order.volume) if machine_named(order) else ""
     before = look(project)
     answers = ask(order, before, ui)
     told = Told()
@@ -194,8 +197,8 @@ def write_experiment(order: Order, project: Project, before: Before, pod: str, t
     ]
 
 
-def machine_lines(order: Order) -> str:
-    """The pod section's lines for the machine that was named, "" for none. Raises BadInput with every mistake."""
+def machine_named(order: Order) -> "PodSection | None":
+    """The pod section of the machine that was named, None for none. Raises BadInput with every mistake."""
     from pydantic import ValidationError
 
     from podctl.experiment import PodSection
@@ -204,19 +207,18 @@ def machine_lines(order: Order) -> str:
     if not order.ssh:
         if order.volume:
             raise BadInput("--volume says where runs lie on a machine, and none is named", "add --ssh NAME")
-        return ""
+        return None
     if not order.volume.startswith(("/", "~/")):
         raise BadInput(
             "--volume must be a folder on that machine: runs, data and checkpoints lie there",
-            f"--ssh {order.ssh} --volume /data/podctl, or --volume '~/podctl'",
+            f"--ssh {shlex.quote(order.ssh)} --volume /data/podctl, or --volume '~/podctl'",
         )
-    ssh = parse_ssh(order.ssh)
+    pod = {"provider": "ssh", "ssh": parse_ssh(order.ssh), "volume": order.volume, "max_hours": 1}
     try:
-        PodSection.model_validate({"provider": "ssh", "ssh": ssh, "volume": order.volume, "max_hours": 1})
+        return PodSection.model_validate(pod)
     except ValidationError as e:
         told = tuple(str(m) for m in mistakes_of(e.errors(include_url=False), "", {}))
         raise BadInput(f"--ssh {order.ssh} names no machine", "--ssh [USER@]HOST[:PORT]", told) from None
-    return first.ssh_pod(ssh, order.volume)
 
 
 def parse_ssh(text: str) -> str | dict[str, Any]:

@@ -1,14 +1,21 @@
 """`podctl init`, `doctor` and `completion`."""
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from podctl.cli.options import AsJson, epilogue, this_project
 
+if TYPE_CHECKING:
+    from podctl.experiment import PodSection
+    from podctl.findings import Finding
+    from podctl.ui import Ui
+
 
 def register(app: typer.Typer) -> None:
     app.command(epilog=epilogue("init", "init --ssh gpubox --volume /data/podctl", "init --yes"))(init)
+    app.command(epilog=epilogue("doctor", "doctor --config experiment.yaml"))(doctor)
 
 
 def init(
@@ -27,13 +34,14 @@ def init(
     """Make this project ready: keys, .gitignore, an SSH key, a first experiment."""
     from podctl import shell
     from podctl.cli import program
-    from podctl.init import Order
+    from podctl.init import Order, machine_named
     from podctl.init import init as make_ready
     from podctl.ui import Ui
 
     ui, project = Ui(as_json=as_json), this_project()
+    order = Order(yes, owner, ssh, volume, program())
     with shell.ending_like_ctrl_c():
-        told = make_ready(Order(yes, owner, ssh, volume, program()), project, ui)
+        told = make_ready(order, project, ui)
     for line in told.changed:
         ui.done(line)
     for line in told.kept:
@@ -42,6 +50,58 @@ def init(
         ui.warn(line)
     if as_json:
         ui.emit({"event": "init", "project": project.id, "root": str(project.root), **vars(told)})
+    pod = machine_named(order)
+    code = check_machine(pod, ui) if pod is not None else 0
     for line in told.next:
         ui.hint(line)
-    return 0
+    return code
+
+
+def check_machine(pod: "PodSection", ui: "Ui") -> int:
+    """Ask the machine of a new pod section; the exit code that says whether it will do."""
+    from podctl import doctor as examine
+    from podctl.experiment import machine_of
+    from podctl.findings import Need, verdict
+
+    machine = machine_of(pod)
+    assert machine is not None
+    findings = []
+    for finding in examine.check_machine(machine, Need(maybe_local=False, espeak=True)):
+        show(finding, ui)
+        findings.append(finding)
+    return verdict(findings)
+
+
+def doctor(
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", metavar="FILE", help="Also what this experiment needs, and there.")
+    ] = None,
+    as_json: AsJson = False,
+) -> int:
+    """Look at everything that a run needs, and say what to do where it is missing."""
+    from podctl.doctor import check_up
+    from podctl.findings import verdict
+    from podctl.ui import Ui
+
+    ui, findings = Ui(as_json=as_json), []
+    for finding in check_up(this_project(), config):
+        show(finding, ui)
+        findings.append(finding)
+    code = verdict(findings)
+    if as_json:
+        ui.emit({"event": "doctor", "ok": code == 0, "exit_code": code})
+    return code
+
+
+def show(finding: "Finding", ui: "Ui") -> None:
+    """A line, and below it what to type."""
+    from podctl.cli import as_typed
+    from podctl.findings import MARKS
+
+    if ui.as_json:
+        ui.emit({"event": "finding", **vars(finding)})
+        return
+    where = "" if finding.where == "here" else f"{finding.where}: "
+    ui.data(f"{MARKS[finding.level]} {where}{finding.text}")
+    if finding.fix:
+        ui.data(f"    → {as_typed(finding.fix)}")
