@@ -34,12 +34,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = list(sys.argv[1:] if argv is None else argv)
     _keep_standard_streams()
     try:
-        return _guarded(args)
+        shell = os.environ.pop("_PODCTL_COMPLETE", "")
+        return _complete(shell, args) if shell else _guarded(args)
     except Exception as e:
         if type(e).__name__ != "ReaderGone":
             raise
         _say_no_more()  # whoever reads has had enough; a run goes on by itself
         return 0
+
+
+def _complete(shell: str, args: list[str]) -> int:
+    """Answer a shell that wants to know what may be typed next."""
+    from podctl.completion import commands_of, reply
+    from podctl.ui import Ui
+
+    Ui().data(reply(shell, args, commands_of(_app())).rstrip("\n"))
+    return 0
 
 
 def _guarded(args: list[str]) -> int:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 def register(app: typer.Typer) -> None:
     app.command(epilog=epilogue("init", "init --ssh gpubox --volume /data/podctl", "init --yes"))(init)
     app.command(epilog=epilogue("doctor", "doctor --config experiment.yaml"))(doctor)
+    app.command(epilog=epilogue("completion bash --install", "completion zsh", "completion fish | source"))(completion)
 
 
 def init(
@@ -105,3 +106,62 @@ def show(finding: "Finding", ui: "Ui") -> None:
     ui.data(f"{MARKS[finding.level]} {where}{finding.text}")
     if finding.fix:
         ui.data(f"    → {as_typed(finding.fix)}")
+
+
+def completion(
+    shell: Annotated[str, typer.Argument(metavar="SHELL", help="bash, zsh or fish; the one you are in.")] = "",
+    install: Annotated[bool, typer.Option("--install", help="Put it where that shell finds it.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    as_json: AsJson = False,
+) -> int:
+    """Print what makes a shell complete commands, options, runs and files."""
+    import os
+
+    from podctl.completion import SCRIPTS
+    from podctl.errors import BadInput
+    from podctl.ui import Ui
+
+    ui, name = Ui(as_json=as_json), shell or Path(os.environ.get("SHELL", "")).name
+    if name not in SCRIPTS:
+        raise BadInput(f"{name or 'nothing'} is no shell that can be helped", f"one of: {', '.join(SCRIPTS)}")
+    if install:
+        return install_completion(name, ui, yes=yes)
+    if as_json:
+        ui.emit({"event": "completion", "shell": name, "script": SCRIPTS[name]})
+    else:
+        ui.data(SCRIPTS[name].rstrip("\n"))
+    return 0
+
+
+def install_completion(shell: str, ui: "Ui", *, yes: bool) -> int:
+    """With consent, into a file of ours that the shell reads by itself."""
+    import os
+
+    from podctl.completion import SCRIPTS, after_install, target_of
+    from podctl.errors import Cancelled, MissingHere
+    from podctl.ui import shown
+    from remote.files import write_atomic
+
+    try:
+        target = target_of(shell, Path.home(), os.environ)
+    except RuntimeError:
+        raise MissingHere("there is no home folder to put it into", "set HOME") from None
+    text = SCRIPTS[shell].encode()
+    try:
+        is_there = target.is_file() and target.read_bytes() == text
+        if not is_there:
+            if not yes and not ui.agree(f"write {shown(target)}?"):
+                raise Cancelled("nothing was written")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(target, text)
+    except OSError as e:
+        raise MissingHere(f"{shown(target)} can't be written: {e.strerror}", f"podctl completion {shell}") from e
+    if as_done := not is_there:
+        ui.done(f"{shown(target)} written; a new {shell} completes podctl")
+    else:
+        ui.note(f"{shown(target)} is there already")
+    if ui.as_json:
+        ui.emit({"event": "completion", "shell": shell, "file": str(target), "changed": as_done})
+    if left := after_install(shell, target):
+        ui.hint(left)
+    return 0
