@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from podctl import envfile, first, sshkeys
-from podctl.errors import BadInput, MissingHere, PodctlError
+from podctl.errors import BadInput, PodctlError
+from podctl.files import put, text_of
 from podctl.project import Project
 from podctl.settings import FILE, clean_owner, read_env_file, refuse_tracked_keys
 from podctl.ui import Ui, shown
-from remote.files import write_atomic
 
 if TYPE_CHECKING:
     from podctl.experiment import PodSection
@@ -86,12 +86,12 @@ def look(project: Project) -> Before:
     """What there is. Raises BadInput where it can't be gone on from, MissingHere where it can't be read."""
     refuse_tracked_keys(project.root)
     in_file = read_env_file(project.root / FILE)
-    env_text = _text_of(project.root / FILE)
+    env_text = text_of(project.root / FILE)
     if env_text is not None and _has_stray_quote(env_text):
         raise BadInput(
             f"a line of {FILE} is no NAME=VALUE", f"see {FILE}.example; a value with spaces stands in quotes"
         )
-    ignore_text = _text_of(project.root / ".gitignore")
+    ignore_text = text_of(project.root / ".gitignore")
     try:
         keys = sshkeys.look_at_keys(Path.home())
     except RuntimeError:
@@ -128,7 +128,7 @@ def write_ignores(project: Project, before: Before, told: Told) -> None:
     if text == before.ignore_text:
         told.kept.append(".gitignore has the lines already")
         return
-    _replace(path, text, 0o644)
+    put(path, text, 0o644, keep_mode=True)
     told.changed.append(f"git ignores {' and '.join(IGNORED)}")
 
 
@@ -141,7 +141,7 @@ def write_env(project: Project, before: Before, answers: Answers, told: Told) ->
     if text == before.env_text and is_private:
         told.kept.append(f"{FILE} stays as it is")
         return
-    _replace(path, text, 0o600)
+    put(path, text, 0o600)
     what = f"{FILE}: {', '.join(names)}" if names else FILE
     if before.env_text is None:
         told.changed.append(f"{what} made, for you alone to read")
@@ -181,7 +181,7 @@ def write_experiment(order: Order, project: Project, before: Before, pod: str, t
         path = project.root / first.FILE
         if os.path.lexists(path):
             raise BadInput(f"{shown(path)} is there and is no experiment", "rename it, and type this again")
-        _replace(path, first.first_experiment(project, pod or first.LOCAL), 0o644)
+        put(path, first.first_experiment(project, pod or first.LOCAL), 0o644)
         told.changed.append(f"{first.FILE} made: read it, it is short")
     else:
         path = _the_experiment(order, before)
@@ -256,32 +256,6 @@ def _ask_key(ui: Ui, question: str) -> str:
             return key
         ui.warn("a key has no spaces and no other letters than ASCII's: once more, or Enter")
     raise BadInput("that is no key", f"write it into {FILE} by hand")
-
-
-def _text_of(path: Path) -> str | None:
-    """A text file, its line ends as they are; None where there is none. Raises BadInput, MissingHere."""
-    try:
-        return path.read_bytes().decode("utf-8", "strict" if path.name == FILE else "surrogateescape")
-    except FileNotFoundError:
-        return None
-    except UnicodeDecodeError:
-        raise BadInput(f"{path.name} can't be read: it is not UTF-8 text", f"see {FILE}.example") from None
-    except OSError as e:
-        raise MissingHere(f"{shown(path)} can't be read: {e.strerror}", "move it away, and type this again") from None
-
-
-def _replace(path: Path, text: str, mode: int) -> None:
-    """The whole file at once; behind a link, the file it names; an existing one keeps its mode, unless it holds keys.
-
-    Raises MissingHere.
-    """
-    try:
-        target = path.resolve()
-        if target.exists() and path.name != FILE:
-            mode = stat.S_IMODE(target.stat().st_mode)
-        write_atomic(target, text.encode("utf-8", "surrogateescape"), mode)
-    except OSError as e:
-        raise MissingHere(f"{shown(path)} can't be written: {e.strerror}", "is this folder yours to write?") from e
 
 
 def _has_stray_quote(text: str) -> bool:

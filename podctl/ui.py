@@ -129,6 +129,21 @@ class Ui:
         if shown:
             self.live(live)
 
+    def pass_on(self, data: bytes, *, error: bool = False) -> None:
+        """What somebody else says, to the same stream here, byte for byte; in JSON, a line for a piece."""
+        if self.as_json:
+            self.emit(
+                {"event": "output", "stream": "stderr" if error else "stdout", "text": data.decode("utf-8", "replace")}
+            )
+            return
+        stream = sys.stderr if error else sys.stdout
+        try:
+            stream.flush()
+            stream.buffer.write(data)
+            stream.buffer.flush()
+        except BrokenPipeError:
+            raise ReaderGone from None
+
     def table(self, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Columns as wide as they need to be; numbers are right-aligned by their heading's leading `>`."""
         right = [h.startswith(">") for h in head]

@@ -54,7 +54,7 @@ def _complete(shell: str, args: list[str]) -> int:
 
 def _guarded(args: list[str]) -> int:
     try:
-        result = _app()(args=args, standalone_mode=False, prog_name=program())
+        result = _app()(args=_keeping_dashes(args), standalone_mode=False, prog_name=program())
         code = result if isinstance(result, int) else 0
         if code == CANCELLED:  # the parser has swallowed Ctrl-C
             print_cancelled()
@@ -75,12 +75,20 @@ def _guarded(args: list[str]) -> int:
         raise
 
 
+def _keeping_dashes(args: list[str]) -> list[str]:
+    """`exec RUN -- CMD`: the parser takes a `--` away, and with it where the command begins."""
+    if args[:1] != ["exec"] or "--" not in args:
+        return args
+    at = args.index("--")
+    return [*args[:at], "--", *args[at:]]
+
+
 def _tell(e: PodctlError, args: Sequence[str]) -> int:
     from podctl.ui import ReaderGone, Ui
 
     e.hint = as_typed(e.hint)
     try:
-        Ui(as_json="--json" in args).fail(e)
+        Ui(as_json="--json" in args[: args.index("--") if "--" in args else None]).fail(e)
     except (ReaderGone, OSError):  # a mistake stays one when nobody reads it
         _say_no_more()
     return e.exit_code
@@ -146,7 +154,7 @@ def _usage_error(e: Exception) -> int | None:
 
 
 def _app() -> typer.Typer:
-    from podctl.cli import follow, results, runs, setup, train
+    from podctl.cli import follow, results, runs, setup, shells, train
 
     app = typer.Typer(
         name="podctl",
@@ -158,7 +166,7 @@ def _app() -> typer.Typer:
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     )
-    for family in (setup, train, follow, runs, results):
+    for family in (setup, train, follow, runs, results, shells):
         family.register(app)
 
     @app.callback()
