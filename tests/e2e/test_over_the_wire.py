@@ -150,7 +150,7 @@ def test_the_whole_way_over_a_link_that_breaks(machine: Machine, cli: Cli, tmp_p
     assert (status["state"], status["exit_code"]) == ("stopped", 75), status
     log = (run / "log").read_bytes()
     assert (tmp_path / "attached").read_bytes() == log, "not a byte lost or doubled"
-    saved = max(int(p.name.removeprefix("step-")) for p in (run / "checkpoints").iterdir() if p.name.startswith("step-"))
+    saved = max(int(p.name.removeprefix("step-")) for p in (run / "checkpoints").glob("step-*"))
     assert saved == status_step(run), "the last step was saved"
 
     # begun again: it resumes, to the end

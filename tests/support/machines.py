@@ -4,7 +4,6 @@ import contextlib
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -13,10 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-
-from support import netpod, sshd
+from support import netpod
 from support.netpod import NetPod
-from support.sshd import Sshd, make_key, masters
+from support.sshd import Sshd, masters
 
 
 @dataclass
@@ -124,7 +122,7 @@ def netpod_machine(tmp: Path, **options: object) -> Iterator[Machine]:
 
 @contextlib.contextmanager
 def laptop_env(tmp: Path) -> Iterator[dict[str, str]]:
-    """The environment of a laptop that knows nobody: a HOME of its own, no agent; its shared connections end with it."""
+    """The environment of a laptop that knows nobody: a HOME of its own, no agent. Its connections end with it."""
     home = tmp / "laptop"
     (home / ".ssh").mkdir(mode=0o700, parents=True)
     sockets = tempfile.mkdtemp(prefix="pc", dir="/tmp")
@@ -149,5 +147,3 @@ def _environ(pid: int) -> bytes:
         return Path(f"/proc/{pid}/environ").read_bytes()
     except OSError:
         return b""
-
-
