@@ -20,6 +20,8 @@ CHUNK = 1 << 20
 class LocalHost:
     """Runs, copies and follows here. Account keys are in no child's environment."""
 
+    name = "this machine"
+
     def run(self, argv: Sequence[str], *, stdin: str = "", timeout_s: float = 60) -> Result:
         return shell.run(argv, stdin=stdin, timeout_s=timeout_s)
 
