@@ -76,7 +76,7 @@ def commands_page(commands: Mapping[str, Any]) -> str:
     codes = [f"| {code} | {_cell(text)} |" for code, text in exit_codes().items()]
     return (
         f"# Commands\n\n{HAND}"
-        "`podctl --help` and `podctl COMMAND --help` say the same in a terminal. Commands that take a run take its id,\n"
+        "`podctl --help` and `podctl COMMAND --help` say the same in a terminal. Where a RUN is taken, it is its id,\n"
         "the beginning of it, or the experiment's name; without one they mean the newest run of the project around\n"
         "you.\n\n"
         "| command | |\n|---|---|\n" + "\n".join(rows) + "\n\n"
