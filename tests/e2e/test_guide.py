@@ -140,8 +140,8 @@ def test_every_link_within_the_documentation_leads_somewhere() -> None:
 
 def test_a_guide_is_read_block_by_block() -> None:
     blocks = chapters(
-        "# A\n\n## One\n\n<!-- file: a/x.yaml -->\n```yaml\na: 1\n```\n\ntext\n\n```console\n$ echo a \\\n   b\na b\n$ sleep 9\n"
-        "ready\n^C\nleft\n```\n\n<!-- not run: why -->\n```console\n$ rm -rf /\n```\n\n## Two\n"
+        "# A\n\n## One\n\n<!-- file: a/x.yaml -->\n```yaml\na: 1\n```\n\ntext\n\n```console\n$ echo a \\\n   b\na b\n"
+        "$ sleep 9\nready\n^C\nleft\n```\n\n<!-- not run: why -->\n```console\n$ rm -rf /\n```\n\n## Two\n"
     )
     assert list(blocks) == ["One", "Two"]
     file, run, not_run = blocks["One"]
