@@ -232,9 +232,9 @@ class Taker:
     def _path(self, name: str) -> Path:
         """Where a file of that name belongs. The machine is not ours to trust: it may name what it likes."""
         parts = PurePosixPath(name).parts
+        known = len(parts) == 1 or (len(parts) > 1 and parts[0] in (*FOLDERS, "checkpoints"))
         path = self.root.joinpath(*parts)
-        known = len(parts) == 1 or parts[0] in FOLDERS or parts[0] == "checkpoints"
-        if not parts or name.startswith("/") or ".." in parts or "\0" in name or not known or path.is_dir():
+        if not known or name.startswith("/") or ".." in parts or "\0" in name or path.is_dir():
             raise Garbled(f"the pod named a file that is none of a run: {name!r}")
         if any(p.is_symlink() for p in (path, *path.parents) if p.is_relative_to(self.root) and p != self.root):
             raise Garbled(f"{path} is a link, and is not written through")
