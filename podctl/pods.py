@@ -105,6 +105,7 @@ class Can:
     scoped_key: bool = False
     balance: bool = False
     volumes: bool = False
+    rents: bool = True  # does a create cost money?
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ class LocalProvider:
     """`pod.provider: local`. Its volume and its disk are folders of the state directory."""
 
     name = "local"
-    can = Can()
+    can = Can(rents=False)
 
     def offers(self, spec: PodSpec) -> Sequence[Offer]:
         """The one machine there is, at no price."""

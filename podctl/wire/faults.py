@@ -1,5 +1,7 @@
 """Why a connection was not made, or broke: ssh's words as a sentence, and what to type next."""
 
+import base64
+import binascii
 import re
 import socket
 from pathlib import Path
@@ -79,20 +81,17 @@ def key_fault(key: Path, said: str = "") -> tuple[str, str] | None:
         return f"others may read the key {key}, so ssh does not use it", f"chmod 600 {key}"
     if b"PRIVATE KEY-----" not in text:
         return f"{key} is no private key", "pod.ssh.key is the file without .pub"
-    if is_encrypted(key, text):
+    if is_encrypted(text):
         return f"the key {key} has a passphrase and no agent holds it", f"ssh-add {key}"
     return None
 
 
-def is_encrypted(key: Path, text: bytes) -> bool:
-    """Is a passphrase needed? The file says it."""
+def is_encrypted(text: bytes) -> bool:
+    """Does a private key need a passphrase? Its file says it."""
     if b"ENCRYPTED" in text:  # PEM and PKCS#8
         return True
     if b"OPENSSH PRIVATE KEY" not in text:
         return False
-    import base64
-    import binascii
-
     body = b"".join(line for line in text.splitlines() if b"-----" not in line)
     try:
         blob = base64.b64decode(body)
@@ -101,6 +100,17 @@ def is_encrypted(key: Path, text: bytes) -> bool:
     start = len(b"openssh-key-v1\0")
     size = int.from_bytes(blob[start : start + 4], "big")
     return blob[start + 4 : start + 4 + size] != b"none"
+
+
+def full(address: SshAddress) -> Unreachable:
+    return Unreachable(
+        f"{address.host} lets no more commands run over one connection",
+        "raise MaxSessions in its sshd_config, or leave a podctl that runs elsewhere",
+    )
+
+
+def busy_port(port: int) -> PodctlError:
+    return PodctlError(f"port {port} of this machine is in use", "choose another port, or end what listens there")
 
 
 def port_in_use(port: int) -> bool:

@@ -22,7 +22,7 @@ ALIVE_S = 5  # without ServerAlive a cut hangs a shared connection for ever, and
 ALIVE_COUNT = 3
 IDLE_EXIT_S = 60  # how long a shared connection outlives its last user
 
-_ALGORITHMS = {  # a key's type → how a server may prove that it holds it
+ALGORITHMS = {  # a key's type → how a server may prove that it holds it
     "ssh-ed25519": ("ssh-ed25519",),
     "ssh-rsa": ("rsa-sha2-512", "rsa-sha2-256"),
     "ecdsa-sha2-nistp256": ("ecdsa-sha2-nistp256",),
@@ -171,7 +171,7 @@ def _checked(text: str) -> str:
 
 
 def _plain_key(words: Sequence[str]) -> str | None:
-    if len(words) < 2 or words[0] not in _ALGORITHMS:
+    if len(words) < 2 or words[0] not in ALGORITHMS:
         return None
     try:
         blob = base64.b64decode(words[1], validate=True)
@@ -259,7 +259,7 @@ def _connecting(address: SshAddress, trust: Trust, alive_s: int) -> str:
     """The configuration that connects. ssh takes the first value it meets, so ours stand before the user's, and for
     this host alone: a jump host on the way keeps the user's own trust."""
     types = [key.split()[0] for key in trust.host_keys.splitlines()]
-    algorithms = dict.fromkeys(a for t in types for a in _ALGORITHMS[t])
+    algorithms = dict.fromkeys(a for t in types for a in ALGORITHMS[t])
     ours = {
         "HostKeyAlias": trust.alias,
         "UserKnownHostsFile": _quoted(trust.known_hosts),

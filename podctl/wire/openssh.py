@@ -1,4 +1,4 @@
-"""The wire of OpenSSH: one connection in the background that everything shares; a command over it costs milliseconds."""
+"""The wire of OpenSSH: one connection in the background that everything shares; a command over it costs 8 ms."""
 
 import contextlib
 import fcntl
@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from podctl import shell
-from podctl.errors import PodctlError, Unreachable
+from podctl.errors import PodctlError
 from podctl.host import Stream
 from podctl.pods import Result, SshAddress
 from podctl.wire import known
 from podctl.wire.command import LINK_CODE, Command, command_of, line_of
-from podctl.wire.faults import explain, port_in_use
+from podctl.wire.faults import broken, busy_port, explain, full, port_in_use
 from podctl.wire.known import Trust
 
 HUNG_S = 5.0  # a master that does not say that it lives within this time does not
@@ -55,7 +55,7 @@ class OpenSsh:
                 if not never_began(stderr):
                     raise self.broken(stderr)
                 time.sleep(pause_s)
-        raise self._full()
+        raise full(self.address)
 
     @contextlib.contextmanager
     def stream(self, argv: Sequence[str], *, stdin: Iterable[bytes] | None = None) -> Iterator[Stream]:
@@ -71,11 +71,11 @@ class OpenSsh:
     def forward(self, remote_port: int, local_port: int) -> Iterator[None]:
         trust = self._connected()
         if port_in_use(local_port):
-            raise _busy(local_port)
+            raise busy_port(local_port)
         what = ["-L", f"127.0.0.1:{local_port}:127.0.0.1:{remote_port}"]
         done = shell.run([*self._shared(trust), "-O", "forward", *what, "--", "pod"], timeout_s=HUNG_S * 2)
         if not done.ok:
-            raise _busy(local_port) if port_in_use(local_port) else self.broken(done.stderr)
+            raise busy_port(local_port) if port_in_use(local_port) else self.broken(done.stderr)
         try:
             yield
         finally:
@@ -149,7 +149,7 @@ class OpenSsh:
     @contextlib.contextmanager
     def _slot(self) -> Iterator[None]:
         if not self._slots.acquire(timeout=REFUSED_S):
-            raise self._full()
+            raise full(self.address)
         try:
             yield
         finally:
@@ -158,18 +158,11 @@ class OpenSsh:
     def broken(self, stderr: str) -> PodctlError:
         """Why it broke, as far as ssh knows."""
         if _REFUSED in stderr:
-            return self._full()
-        said = stderr
-        if self._trust is not None:
-            said = _read(self._trust.socket.with_suffix(".log")) + stderr
-            return explain(self.address, self._trust.target, said, was_connected=True)
-        return Unreachable(f"the connection to {self.address.host} broke")
-
-    def _full(self) -> Unreachable:
-        return Unreachable(
-            f"{self.address.host} lets no more commands run over one connection",
-            "raise MaxSessions in its sshd_config, or leave a podctl that runs elsewhere",
-        )
+            return full(self.address)
+        if self._trust is None:
+            return broken(self.address)
+        said = _read(self._trust.socket.with_suffix(".log")) + stderr
+        return explain(self.address, self._trust.target, said, was_connected=True)
 
 
 def never_began(stderr: str) -> bool:
@@ -328,10 +321,6 @@ def _pauses(total_s: float) -> Iterator[float]:
     while time.monotonic() < until:
         yield pause_s
         pause_s = min(1.0, pause_s * 2)
-
-
-def _busy(port: int) -> PodctlError:
-    return PodctlError(f"port {port} of this machine is in use", "choose another port, or end what listens there")
 
 
 def _rsync_quoted(word: str) -> str:

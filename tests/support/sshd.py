@@ -15,9 +15,9 @@ from types import TracebackType
 from typing import Self
 
 import pytest
+from support.pod import wait_until
 
 from podctl.pods import SshAddress
-from support.pod import wait_until
 
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
 
