@@ -133,7 +133,7 @@ def _usage_error(e: Exception) -> int | None:
 
 
 def _app() -> typer.Typer:
-    from podctl.cli import follow, results, runs, train
+    from podctl.cli import follow, recover, results, runs, train
 
     app = typer.Typer(
         name="podctl",
@@ -145,7 +145,7 @@ def _app() -> typer.Typer:
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     )
-    for family in (train, follow, runs, results):
+    for family in (train, follow, runs, results, recover):
         family.register(app)
 
     @app.callback()
