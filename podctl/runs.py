@@ -135,7 +135,6 @@ def host_for(run: Run) -> Host:
 
 def look(run: Run, host: Host, now: float) -> View:
     """How the run is now, by one command on its machine. Raises Unreachable, PodctlError."""
-    where = run_dir(run)
     if "socket" not in run.detail:
         return View(run, NEVER_STARTED, None, None, 0, now)
     try:
