@@ -13,6 +13,7 @@ from podctl import shell
 from podctl.errors import MissingHere, PodctlError
 from podctl.host import IDLE_S, Stream
 from podctl.pods import Result
+from remote.holdings import walk
 
 LOOK_S = 0.05
 CHUNK = 1 << 20
@@ -44,13 +45,13 @@ class LocalHost:
                 (root / name).parent.mkdir(parents=True, exist_ok=True)
                 _copy(source / name, root / name)
 
-    def pull(self, source: PurePath, target: Path) -> None:
+    def pull(self, source: PurePath, target: Path, *, names: Sequence[str] = ()) -> None:
         origin = Path(source)
         if not origin.is_dir():
             target.parent.mkdir(parents=True, exist_ok=True)
             _copy(origin, target)
             return
-        for name in sorted(_files_under(origin)):
+        for name in walk(str(origin), names):
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             with contextlib.suppress(FileNotFoundError):  # a running job may have removed it meanwhile
                 _copy(origin / name, target / name)

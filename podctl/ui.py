@@ -7,7 +7,6 @@ import contextlib
 import json
 import math
 import os
-import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -65,13 +64,22 @@ class Ui:
 
     def live(self, text: str) -> None:
         """Replace the live line; without a terminal nothing is shown."""
-        if not self.live_wanted or not self._at_line_start:
+        if not self.can_live:
             return
-        width = shutil.get_terminal_size().columns - 1
-        text = text if len(text) <= width else text[: width - 1] + "…"
+        text = cut(text, self.width)
         if text != self._live:
             _write(sys.stderr, f"\r\x1b[K{self._paint('2', text)}" if text else "\r\x1b[K")
             self._live = text
+
+    @property
+    def can_live(self) -> bool:
+        """Would a live line be seen now? Not without a terminal, and not while the log stands in mid-line."""
+        return self.live_wanted and self._at_line_start
+
+    @property
+    def width(self) -> int:
+        """Characters that a live line may have: one less than the terminal, whose last column makes some wrap."""
+        return columns_of(sys.stderr) - 1
 
     def confirm(self, question: str) -> bool:
         """Ask; Enter means no. Raises BadInput where nobody can answer."""
@@ -144,14 +152,12 @@ class Ui:
         except BrokenPipeError:
             raise ReaderGone from None
 
-    def table(self, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """Columns as wide as they need to be; numbers are right-aligned by their heading's leading `>`."""
-        right = [h.startswith(">") for h in head]
-        lines = [[h.lstrip(">") for h in head], *[[str(cell) for cell in row] for row in rows]]
-        widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-        for line in lines:
-            cells = [c.rjust(w) if r else c.ljust(w) for c, w, r in zip(line, widths, right, strict=True)]
-            self.data("  ".join(cells).rstrip())
+    def table(self, head: Sequence[str], rows: Sequence[Sequence[str]], *, drop: Sequence[str] = ()) -> None:
+        """Columns as wide as they need to be; numbers are right-aligned by their heading's leading `>`. On a terminal
+        that is too narrow the columns of `drop` go, the first one first; whoever pipes it away gets them all."""
+        width = columns_of(sys.stdout) if sys.stdout.isatty() else 0
+        for line in table_lines(head, rows, width=width, drop=drop):
+            self.data(line)
 
     def facts(self, facts: Sequence[tuple[str, str]], *, talk: bool = False) -> None:
         """Names and values, aligned; an empty value is left out."""
@@ -169,6 +175,54 @@ class Ui:
 
     def _paint(self, code: str, text: str) -> str:
         return f"\x1b[{code}m{text}\x1b[0m" if self._colour else text
+
+
+def table_lines(
+    head: Sequence[str], rows: Sequence[Sequence[str]], *, width: int = 0, drop: Sequence[str] = ()
+) -> list[str]:
+    """What `Ui.table` prints; width 0 is as wide as it takes. Where leaving out is not enough, the first is cut."""
+    right = {h.lstrip(">"): h.startswith(">") for h in head}
+    names = list(right)
+    columns = {n: [n, *(str(row[i]) for row in rows)] for i, n in enumerate(names)}
+    wide = {n: max(map(len, column)) for n, column in columns.items()}
+
+    def needed() -> int:
+        return sum(wide[n] for n in names) + 2 * (len(names) - 1)
+
+    for name in drop:
+        if width and needed() > width and name in names:
+            names.remove(name)
+    if width and needed() > width:
+        wide[names[0]] = max(len(names[0]), wide[names[0]] - (needed() - width))
+    lines = []
+    for i in range(len(rows) + 1):
+        cells = [(cut(columns[n][i], wide[n]), n) for n in names]
+        lines.append("  ".join(c.rjust(wide[n]) if right[n] else c.ljust(wide[n]) for c, n in cells).rstrip())
+    return lines
+
+
+def fit(parts: Sequence[tuple[int, str]], width: int) -> str:
+    """Parts in their order, ` · ` between; where that is too long, those of the highest rank go first, whole."""
+    kept = [(rank, text) for rank, text in parts if text]
+    while len(kept) > 1 and len(" · ".join(text for _, text in kept)) > width:
+        kept.remove(max(kept, key=lambda part: part[0]))
+    return cut(" · ".join(text for _, text in kept), width)
+
+
+def cut(text: str, width: int) -> str:
+    """At most so many characters, the last one then `…`."""
+    return text if len(text) <= width else text[: max(0, width - 1)] + "…"
+
+
+def columns_of(stream: Any) -> int:
+    """How wide the terminal behind a stream is; 80 where there is none."""
+    with contextlib.suppress(ValueError):
+        said = int(os.environ.get("COLUMNS", ""))
+        if said > 0:
+            return said
+    with contextlib.suppress(OSError, ValueError):
+        return os.get_terminal_size(stream.fileno()).columns or 80
+    return 80
 
 
 def money(usd: float) -> str:

@@ -40,10 +40,10 @@ class SshHost:
 
         sync.push(self.wire, source, target, files_from=files_from)
 
-    def pull(self, source: PurePath, target: Path) -> None:
+    def pull(self, source: PurePath, target: Path, *, names: Sequence[str] = ()) -> None:
         from podctl import sync
 
-        sync.pull(self.wire, source, target)
+        sync.pull(self.wire, source, target, names=names)
 
     def read(self, path: PurePath) -> bytes | None:
         """Raises PodctlError where there is something that can't be read."""
