@@ -112,7 +112,9 @@ def as_typed(hint: str) -> str:
     if name in hint:
         return hint
     return re.sub(
-        r"(?<![\w/.])podctl (?=(train|attach|logs|ps|status|stop|tensorboard|pull)\b)", lambda _: f"{name} ", hint
+        r"(?<![\w/.])podctl (?=(train|attach|logs|ps|status|stop|tensorboard|push|pull|sync)\b)",
+        lambda _: f"{name} ",
+        hint,
     )
 
 
@@ -133,7 +135,7 @@ def _usage_error(e: Exception) -> int | None:
 
 
 def _app() -> typer.Typer:
-    from podctl.cli import follow, results, runs, train
+    from podctl.cli import files, follow, results, runs, train
 
     app = typer.Typer(
         name="podctl",
@@ -145,7 +147,7 @@ def _app() -> typer.Typer:
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     )
-    for family in (train, follow, runs, results):
+    for family in (train, follow, runs, results, files):
         family.register(app)
 
     @app.callback()
