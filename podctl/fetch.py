@@ -127,7 +127,9 @@ def best_checkpoint(where: RunDir, host: Host) -> str:
 def close_books(view: View, ledger: Ledger, project: str) -> None:
     """The end and the bill of the newest attempt, once."""
     run = view.run
-    ended = view.status.ended_at if view.status is not None and view.status.ended_at else view.now
+    ended = view.now
+    if view.status is not None and view.status.ended_at:  # by the machine's clock; a bill goes by ours
+        ended = min(view.now, view.status.ended_at - view.skew_s)
     hours = max(0.0, ended - (run.started_at or ended)) / 3600
     end = Event(
         view.now, events.STOPPED, run.id, project, run.provider, run.name, run.pod, detail={"state": view.state}

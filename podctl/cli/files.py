@@ -1,11 +1,11 @@
-"""`podctl push`, `pull` and `sync`."""
+"""`podctl push` and `podctl sync`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from podctl.cli.options import AsJson, RunWord, epilogue, meant_run, this_project
+from podctl.cli.options import AsJson, RunWord, epilogue, this_project
 
 if TYPE_CHECKING:
     from podctl.pods import Pod
@@ -22,9 +22,6 @@ def register(app: typer.Typer) -> None:
             "push corpus/", "push a.tar b.tar --to sets", "push corpus --config whisper.yaml", "push corpus --run demo"
         )
     )(push)
-    app.command(
-        epilog=epilogue("pull", "pull demo --to results --checkpoints", "pull demo reports export/config.json")
-    )(pull)
     app.command(epilog=epilogue("sync", "sync demo", "sync --config whisper.yaml"))(sync)
 
 
@@ -62,52 +59,12 @@ def push(
     else:
         held = f", {outcome.n_held} were there" if outcome.n_held else ""
         took = duration(clock.now() - begun)
-        ui.done(f"{_files(outcome.n_files)}, {size(outcome.n_bytes)} sent in {took}{held}")
+        files = f"{outcome.n_files} file{'s' * (outcome.n_files != 1)}"
+        ui.done(f"{files}, {size(outcome.n_bytes)} sent in {took}{held}")
         ui.data(str(place))
     if outcome.left_out:
         names = ", ".join(outcome.left_out[:5]) + " …" * (len(outcome.left_out) > 5)
         raise PodctlError(f"changed while they were sent, and left out: {names}", "again, once nothing writes them")
-    return 0
-
-
-def pull(
-    run: RunWord = "",
-    paths: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="PATH...", help="In the run's directory; all of it.", show_default=False),
-    ] = None,
-    to: Annotated[
-        Path | None,
-        typer.Option("--to", metavar="DIR", help="Where to; .podctl/runs/RUN in the project.", show_default=False),
-    ] = None,
-    checkpoints: Annotated[bool, typer.Option("--checkpoints", help="Also the checkpoints.")] = False,
-    as_json: AsJson = False,
-) -> int:
-    """Bring a run's files here, with the exported model, or only what is named of them."""
-    from podctl.errors import MissingHere
-    from podctl.fetch import pull_all, results_dir
-    from podctl.runs import host_for, run_dir
-    from podctl.transfer import Desk
-    from podctl.ui import Ui, shown, size
-    from remote.clock import clock_from_env
-
-    found, _ = meant_run(run)
-    ui, target = Ui(as_json=as_json), to or results_dir(found)
-    desk = Desk(ui, clock_from_env())
-    try:
-        outcome = pull_all(
-            run_dir(found), host_for(found), target, desk, checkpoints=checkpoints, names=tuple(paths or ())
-        )
-    except OSError as e:
-        where = shown(e.filename or target)
-        raise MissingHere(f"{where} can't be written: {e.strerror}", "--to another folder, or free some space") from e
-    if as_json:
-        told = {"files": outcome.n_files, "bytes": outcome.n_bytes, "held": outcome.n_held}
-        ui.emit({"event": "pulled", "run": found.id, "to": str(target), **told})
-    else:
-        ui.data(str(target))
-        held = f", {outcome.n_held} were here" if outcome.n_held else ""
-        ui.done(f"{found.id} is in {shown(target)}: {_files(outcome.n_files)}, {size(outcome.n_bytes)} fetched{held}")
     return 0
 
 
@@ -128,7 +85,3 @@ def _pod(run: str, config: Path | None) -> "Pod":
     from podctl.runs import open_ledger
 
     return meant_pod(open_ledger(), this_project(), run, config)
-
-
-def _files(n: int) -> str:
-    return f"{n} file{'s' * (n != 1)}"
