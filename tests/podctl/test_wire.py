@@ -131,6 +131,13 @@ def test_a_server_of_many_keys_shows_the_announced_one(tmp_path: Path, home: Pat
         assert make(replace(sshd.address, host_key=announced)).run(["echo", "yes"]).stdout == "yes\n"
 
 
+def test_of_several_announced_keys_one_is_enough(tmp_path: Path, home: Path, make: Make):
+    with Sshd(tmp_path / "sshd", host_key_types=("rsa", "ed25519")) as sshd:
+        lost = public(make_key(tmp_path / "lost", type="ecdsa"))
+        announced = f"{lost}\n{public(tmp_path / 'sshd' / 'host_rsa')}"
+        assert make(replace(sshd.address, host_key=announced)).run(["echo", "yes"]).stdout == "yes\n"
+
+
 def test_a_server_that_has_only_other_types_of_key_is_another_one(tmp_path: Path, sshd: Sshd, make: Make):
     e = refusal(make(replace(sshd.address, host_key=public(make_key(tmp_path / "k", type="rsa")))))
     assert "another host key" in e.message
