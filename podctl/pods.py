@@ -141,6 +141,11 @@ class Run:
     last_event: str = ""
     detail: Mapping[str, object] = field(default_factory=dict)
 
+    @property
+    def was_undone(self) -> bool:
+        """Its launch failed, and what it had been given was given back: nothing of it is anywhere."""
+        return self.gone_at is not None and self.launched_at is None
+
 
 @dataclass(frozen=True)
 class Plan:

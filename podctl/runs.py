@@ -147,7 +147,6 @@ def host_for(run: Run) -> Host:
 
 def look(run: Run, host: Host, now: float) -> View:
     """How the run is now, by one command on its machine. Raises Unreachable, PodctlError."""
-    where = run_dir(run)
     if "socket" not in run.detail:
         return View(run, NEVER_STARTED, None, None, 0, now)
     try:
@@ -158,10 +157,10 @@ def look(run: Run, host: Host, now: float) -> View:
     except Unreachable:
         raise
     except PodctlError:  # a machine that forgot our tool still has the volume, where the last word is
-        done = _over(run, _json(host.read(PurePosixPath(where.status))), now)
-        if done is None:
+        view = _by_volume_alone(run, host, now)
+        if view is None:
             raise
-        return replace(done, progress=parse_progress(_json(host.read(PurePosixPath(where.progress))) or {}))
+        return view
     status = _fresh(run, told.get("status"))
     if status is None:
         state = STARTING if alive else LOST if run.launched_at else NEVER_STARTED
@@ -248,6 +247,22 @@ def _over_ones(runs: Sequence[Run], host: Host, now: float) -> dict[str, View]:
             if view is not None:
                 found[run.id] = replace(view, progress=parse_progress(_json(progress) or {}))
     return found
+
+
+def _by_volume_alone(run: Run, host: Host, now: float) -> View | None:
+    """A run whose machine has lost its disk since: started anew, as a pod is. Over by its own word, or else lost; None
+    where something of it still lives there."""
+    where = run_dir(run)
+    told = _json(host.read(PurePosixPath(where.status)))
+    view = _over(run, told, now)
+    if view is None:
+        there = ["test", "-e", str(PurePosixPath(str(run.detail["tool_dir"]), "remote", "control.py"))]
+        if host.run(there).ok or session_alive(run, host):
+            return None
+        size = host.run(["sh", "-c", 'wc -c <"$1"', "sh", str(where.log)]).stdout.strip()
+        state = LOST if run.launched_at else NEVER_STARTED
+        view = View(run, state, _fresh(run, told), None, int(size) if size.isdigit() else 0, now)
+    return replace(view, progress=parse_progress(_json(host.read(PurePosixPath(where.progress))) or {}))
 
 
 def _over(run: Run, told: Mapping[str, Any] | None, now: float) -> View | None:

@@ -8,10 +8,10 @@ import json
 import math
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from podctl.errors import BadInput, PodctlError
+from podctl.errors import BadInput, Cancelled, PodctlError
 
 
 class ReaderGone(Exception):
@@ -83,11 +83,33 @@ class Ui:
 
     def confirm(self, question: str) -> bool:
         """Ask; Enter means no. Raises BadInput where nobody can answer."""
-        if self.as_json or not (sys.stdin.isatty() and sys.stderr.isatty()):
-            raise BadInput("nobody can be asked here: this is not a terminal", "add --yes")
+        self.refuse_without_terminal()
         self.live("")
         _write(sys.stderr, f"{question} [y/N] ")
         return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+    def ask(self, question: str, *, default: str = "", hidden: bool = False) -> str:
+        """A line of text; Enter means the default. `hidden`: what is typed is not shown.
+
+        Raises BadInput where nobody can answer, Cancelled at the end of the input.
+        """
+        self.refuse_without_terminal()
+        self.live("")
+        _write(sys.stderr, f"{question} [{default}] " if default else f"{question} ")
+        with _without_echo() if hidden else contextlib.nullcontext():
+            line = sys.stdin.readline()
+        if not line:
+            raise Cancelled("nothing was changed", "type the command again when you have the answers")
+        return line.strip() or default
+
+    def agree(self, question: str) -> bool:
+        """Ask about what does no harm; Enter means yes. Raises as `ask` does."""
+        return self.ask(question, default="Y/n").lower() in ("y", "yes", "y/n")
+
+    def refuse_without_terminal(self) -> None:
+        """Raises BadInput where nobody can answer."""
+        if self.as_json or not (sys.stdin.isatty() and sys.stderr.isatty()):
+            raise BadInput("nobody can be asked here: this is not a terminal", "add --yes")
 
     # data
 
@@ -114,6 +136,21 @@ class Ui:
         self._at_line_start = chunk.endswith((b"\n", b"\r")) or not sys.stdout.isatty()
         if shown:
             self.live(live)
+
+    def pass_on(self, data: bytes, *, error: bool = False) -> None:
+        """What somebody else says, to the same stream here, byte for byte; in JSON, a line for a piece."""
+        if self.as_json:
+            self.emit(
+                {"event": "output", "stream": "stderr" if error else "stdout", "text": data.decode("utf-8", "replace")}
+            )
+            return
+        stream = sys.stderr if error else sys.stdout
+        try:
+            stream.flush()
+            stream.buffer.write(data)
+            stream.buffer.flush()
+        except BrokenPipeError:
+            raise ReaderGone from None
 
     def table(self, head: Sequence[str], rows: Sequence[Sequence[str]], *, drop: Sequence[str] = ()) -> None:
         """Columns as wide as they need to be; numbers are right-aligned by their heading's leading `>`. On a terminal
@@ -210,6 +247,25 @@ def shown(path: object) -> str:
     here = str(_cwd()) + os.sep
     text = text[len(here) :] if text.startswith(here) else text
     return text if text.isprintable() and text.strip() == text and text else repr(text)
+
+
+@contextlib.contextmanager
+def _without_echo() -> Iterator[None]:
+    """The terminal shows nothing of what is typed. A terminal that can't is refused: a key would stay on its screen."""
+    import termios
+
+    fd = sys.stdin.fileno()
+    try:
+        before = termios.tcgetattr(fd)
+    except termios.error:
+        raise BadInput("this terminal can't hide what is typed", "add --yes, and write .runpod.env by hand") from None
+    quiet = [*before[:3], before[3] & ~termios.ECHO, *before[4:]]
+    try:
+        termios.tcsetattr(fd, termios.TCSADRAIN, quiet)
+        yield
+    finally:
+        termios.tcsetattr(fd, termios.TCSADRAIN, before)
+        _write(sys.stderr, "\n")
 
 
 def _finite(value: Any) -> Any:

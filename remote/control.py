@@ -114,10 +114,7 @@ def _disk(status: Optional[Status]) -> str:
 
 
 def _others(run: RunDir, status: Optional[Status]) -> List[str]:
-    try:
-        return turn.others(_disk(status), run.root.name) if _disk(status) else []
-    except OSError:
-        return []
+    return turn.others(_disk(status), run.root.name) if _disk(status) else []
 
 
 def _runs_here(run: RunDir, status: Status) -> bool:

@@ -15,23 +15,29 @@ if __name__ == "__main__":  # take our own package, not a folder of the same nam
     _HERE = os.path.dirname(os.path.abspath(__file__))
     sys.path[:] = [os.path.dirname(_HERE), *(p for p in sys.path if p and os.path.abspath(p) != _HERE)]
 
+import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import shutil
 import stat
 import subprocess
 import tarfile
+import time
 from pathlib import Path
-from typing import Any, BinaryIO, Dict, List, Mapping, Optional
+from typing import Any, BinaryIO, Dict, Iterator, List, Mapping, Optional
 
 import remote
+from remote import turn
+from remote.control import runner_lives
 from remote.files import read_json, write_atomic
 from remote.rundir import RunDir, Volume
 
 MANIFEST = ".podctl-tree.json"  # the first member of the archive: {path: [kind, mode, sha256 or target, size]}
 KEEP_TREES = 3
 CHUNK = 1 << 20
+SEEN_S = 5.0  # a runner is seen within 0.2 s, or something else is wrong with it
 BUSY = "busy"
 
 
@@ -166,11 +172,19 @@ def start(order: Mapping[str, Any]) -> Dict[str, Any]:
     tmux = ["tmux", "-S", socket, "-f", "/dev/null"]
     if token.exists() and token.read_text("ascii") == order["token"] and _lives(tmux, order["run_id"]):
         return {"ok": True, "again": True}  # the answer was lost on its way, not the order
-    _refuse_company(run, order)
-    run.root.mkdir(parents=True, exist_ok=True)
-    for name, text in order["files"].items():
-        _replace(run.root / name, text, order["attempt_before"])
-    _lay_out(order["tree"], Path(order["source_dir"]))
+    with _one_launch_at_a_time(order["disk"]):
+        _refuse_company(run, order)
+        run.root.mkdir(parents=True, exist_ok=True)
+        for name, text in order["files"].items():
+            _replace(run.root / name, text, order["attempt_before"])
+        _lay_out(order["tree"], Path(order["source_dir"]))
+        _start_session(run, order, tmux, token)
+    return {"ok": True}
+
+
+def _start_session(run: RunDir, order: Mapping[str, Any], tmux: List[str], token: Path) -> None:
+    """Secrets, then tmux; without a session, no secrets stay. Waits until the runner is seen by others, so that the
+    next who asks is told of it."""
     env = {k: v for k, v in os.environ.items() if k not in order["secrets"] and k not in ("TMUX", "TMUX_PANE")}
     try:
         if order["secrets"]:
@@ -191,7 +205,26 @@ def start(order: Mapping[str, Any]) -> Dict[str, Any]:
         if order["secrets"]:
             _unlink(order["secrets_file"])
         raise
-    return {"ok": True}
+    until = time.monotonic() + SEEN_S
+    while time.monotonic() < until and not runner_lives(run, order["disk"]) and _lives(tmux, order["run_id"]):
+        time.sleep(0.02)
+
+
+@contextlib.contextmanager
+def _one_launch_at_a_time(disk: str) -> Iterator[None]:
+    """Two laptops that begin at the same moment look one after the other. Where nothing can be locked, nobody waits."""
+    try:
+        os.makedirs(disk, exist_ok=True)
+        fd = os.open(os.path.join(disk, "launch.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError:
+        yield
+        return
+    try:
+        with contextlib.suppress(OSError):  # a file system without flock
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
 
 
 def runs(volume: Volume) -> Dict[str, Any]:
@@ -207,9 +240,6 @@ def runs(volume: Volume) -> Dict[str, Any]:
 
 
 def _refuse_company(run: RunDir, order: Mapping[str, Any]) -> None:
-    from remote import turn
-    from remote.control import runner_lives
-
     if runner_lives(run, order["disk"]):
         raise Refused(
             "{} is running already, started from somewhere else".format(order["run_id"]),

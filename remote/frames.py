@@ -13,7 +13,7 @@ import stat
 import struct
 import time
 import zlib
-from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, Iterator, Mapping, Optional
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, Iterator, Mapping, Optional, Tuple
 
 if TYPE_CHECKING:
     from remote.holdings import Hashes
@@ -109,14 +109,18 @@ def frames(root: str, names: Iterable[str], offsets: Optional[Mapping[str, int]]
 
     Nothing raises in here: what can't be read is said in its frame.
     """
-    for name in names:
-        for piece in _frame(root, name, (offsets or {}).get(name, 0)):
+    return frames_of(((name, os.path.join(root, name) if name else root) for name in names), offsets)
+
+
+def frames_of(named: Iterable[Tuple[str, str]], offsets: Optional[Mapping[str, int]] = None) -> Iterator[bytes]:
+    """The same for names and paths."""
+    for name, path in named:
+        for piece in _frame(path, name, (offsets or {}).get(name, 0)):
             yield piece
     yield line_of({"kind": "end"})
 
 
-def _frame(root: str, name: str, offset: int) -> Iterator[bytes]:
-    path = os.path.join(root, name) if name else root
+def _frame(path: str, name: str, offset: int) -> Iterator[bytes]:
     try:
         about = os.lstat(path)
         if stat.S_ISLNK(about.st_mode):

@@ -13,6 +13,7 @@ from remote.frames import CHUNK, TELL_S, Tell, part_name
 
 PARTS = ".podctl-partial"  # what came of files that were cut off
 HASHES = ".podctl-hashes"  # so that 100 GB are read once
+OURS = (PARTS, HASHES)
 RACY_NS = 2 * 10**9  # a file this young may change again without its time telling
 
 
@@ -130,16 +131,19 @@ def _is_held(path: str, held: Optional[Sequence[int]]) -> bool:
 
 
 def survey(root: str, order: Mapping[str, Any], tell: Tell) -> Dict[str, Any]:
-    """order: names [] for all, leave, hash {name: size}: hashed where the size is that, parts {name: [size, time]},
-    cache: where hashes are remembered."""
-    hashes = Hashes(order["cache"]) if order.get("cache") else Hashes(os.path.join(root, HASHES))
+    """order: names ([] for all), leave, hash {name: size} (where it is of that size), parts {name: [size, time]}."""
+    hashes = Hashes(os.path.join(root, HASHES))
     wanted: Mapping[str, int] = order.get("hash") or {}
     files: Dict[str, List[Any]] = {}
+    links: Dict[str, str] = {}
     for name in walk(root, order.get("names") or (), order.get("leave") or ()):
         with contextlib.suppress(OSError):
-            about = os.lstat(os.path.join(root, name) if name else root)
+            path = os.path.join(root, name) if name else root
+            about = os.lstat(path)
             if stat.S_ISREG(about.st_mode):
                 files[name] = [about.st_size, about.st_mtime_ns, ""]
+            elif stat.S_ISLNK(about.st_mode):
+                links[name] = os.readlink(path)
     total = sum(size for name, size in wanted.items() if name in files and files[name][0] == size)
     done, told_at = 0, 0.0
 
@@ -158,7 +162,7 @@ def survey(root: str, order: Mapping[str, Any], tell: Tell) -> Dict[str, Any]:
     for name, (size, mtime_ns) in (order.get("parts") or {}).items():
         with contextlib.suppress(OSError):
             parts[name] = os.stat(os.path.join(root, PARTS, part_name(name, size, mtime_ns))).st_size
-    return {"files": files, "parts": parts, "free": free_bytes(root)}
+    return {"files": files, "links": links, "parts": parts, "free": free_bytes(root)}
 
 
 def free_bytes(path: str) -> Optional[int]:

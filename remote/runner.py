@@ -18,7 +18,6 @@ if __name__ == "__main__":  # take our own package, not a folder of the same nam
     _HERE = os.path.dirname(os.path.abspath(__file__))
     sys.path[:] = [os.path.dirname(_HERE), *(p for p in sys.path if p and os.path.abspath(p) != _HERE)]
 
-import contextlib
 import dataclasses
 import shutil
 import signal
@@ -29,7 +28,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
 
 import remote
-from remote import machine, turn
+from remote import machine
 from remote.clock import clock_from_env, duration, utc
 from remote.environment import NoEnvironment, resolve
 from remote.fence import Fence, Superseded, take_epoch
@@ -44,6 +43,7 @@ from remote.jobfile import (
     read_secrets,
     secrets_are_open,
 )
+from remote.place import Place
 from remote.prep import PrepFailed, prepare
 from remote.reporter import Reporter
 from remote.rundir import (
@@ -83,7 +83,7 @@ class Failed(Exception):
 class Attempt:
     """One attempt, from taking the run over to its final status."""
 
-    def __init__(self, run: RunDir, signals: Signals, place: "Place") -> None:
+    def __init__(self, run: RunDir, signals: Signals, place: Place) -> None:
         """Take the run over and say so in its status and log. Raises OSError where the volume cannot be written."""
         self._run = run
         self._place = place
@@ -155,7 +155,7 @@ class Attempt:
             )
         if not job.queue:
             self._link_current_log(volume)
-            self._look_around()
+            self._place.look_around(self._log.say)
 
         self._supervisor.end_all(lambda: machine.left_by_earlier(self._run.root, self._epoch), "an earlier attempt")
         python = self._environment(job, volume, Path(self._place.disk))
@@ -163,7 +163,9 @@ class Attempt:
         self._facts.start()
         env = environment_of(job, self._run, volume, self._epoch, python, os.environ, secrets)
         if job.queue:
-            self._wait_for_turn()
+            self._place.wait_for_turn(
+                self._clock, self._log.say, self._supervisor, lambda: self._reporter.update(phase="queue")
+            )
             self._link_current_log(volume)
 
         self._supervisor.check()
@@ -173,35 +175,6 @@ class Attempt:
         self._supervisor.check()
         self._reporter.update(state=RUNNING, phase="train")
         return self._train(job, env)
-
-    def _look_around(self) -> None:
-        """Say who else runs here: they share the GPU, and its memory."""
-        with contextlib.suppress(OSError):
-            others = turn.others(self._place.disk, self._run.root.name)
-            if others:
-                self._log.say("beside {} on this machine".format(turn.in_words(others)))
-        if self._place.trouble:
-            self._log.say("others on this machine do not see this run: {}".format(self._place.trouble))
-
-    def _wait_for_turn(self) -> None:
-        """Return when this run may use the machine. Raises Stopping when asked to stop."""
-        disk, ticket, supervisor = self._place.disk, self._place.ticket, self._supervisor
-
-        def begin() -> None:
-            supervisor.suspend_limit()
-            self._reporter.update(phase="queue")
-
-        trouble = self._place.trouble
-        try:
-            if ticket is not None:
-                turn.wait(disk, ticket, self._clock, self._log.say, begin, supervisor.pause)
-                supervisor.restart_limit()
-                supervisor.end_all(lambda: turn.left_by_lost(disk), "a run that was lost")
-        except OSError as e:
-            supervisor.restart_limit()
-            trouble = "{}: {}".format(disk, e.strerror or e)
-        if trouble:
-            self._log.say("there is no queue on this machine: {}; it starts without waiting".format(trouble))
 
     def _environment(self, job: Job, volume: Volume, disk: Path) -> str:
         bare = bare_environment(job, os.environ)
@@ -331,27 +304,6 @@ class Attempt:
             pass  # it describes the run, it does not decide it
 
 
-class Place:
-    """The runner's place on its machine: the local disk, and a ticket there where one can be had."""
-
-    def __init__(self, disk: str, run: RunDir) -> None:
-        self.disk = os.path.abspath(disk) if disk else ""
-        self.ticket: Optional[turn.Ticket] = None
-        self.trouble = ""  # why there is no ticket
-        try:
-            if self.disk:
-                self.ticket = turn.take(self.disk, run.root.name)
-        except OSError as e:
-            self.trouble = "{}: {}".format(e.filename or self.disk, e.strerror or e)
-
-    def asked_grace_s(self) -> Optional[float]:
-        return self.ticket.asked_grace_s() if self.ticket else None
-
-    def leave(self) -> None:
-        if self.ticket:
-            self.ticket.close()
-
-
 def _signal_name(number: int) -> str:
     try:
         return signal.Signals(number).name
@@ -386,7 +338,7 @@ def main(argv: List[str]) -> int:
         _complain("there is no run directory {}".format(run))
         return EXIT_BAD_INPUT
     signals = Signals()
-    place = Place(os.environ.get(DISK_ENV, ""), run)
+    place = Place(os.environ.get(DISK_ENV, ""), run.root.name)
     try:
         try:
             attempt = Attempt(run, signals, place)

@@ -2,13 +2,13 @@
 
 A ticket is a file `DISK/turn/<number>` that its runner keeps locked (flock): however the runner ends, the kernel lets
 go of the lock, and a ticket that nobody holds is dead. A ticket is never inherited by the job's processes, so a runner
-that was killed gives up its turn though something it started lives on; whoever is next deals with that (runner.py).
+that was killed gives up its turn though something it started lives on; whoever is next ends that (`left_by_lost`).
 
 Numbers are given out, and the dead swept away, under the lock of `DISK/turn/lock`: a ticket in the making is never
 taken for a dead one. Looking takes no lock that could make anybody wait. Beside a ticket may lie `<number>.grace`: how
 long its runner is asked to let the job save. One queue a DISK: two people with folders of their own do not see each
-other. All of it may fail where DISK is read-only, or has no flock (some network file systems): then OSError is raised,
-and the run goes on without a turn.
+other. Where DISK is read-only, or has no flock (some network file systems), taking and waiting raise OSError, and the
+run goes on without a turn (place.py).
 """
 
 import contextlib
@@ -106,8 +106,11 @@ def holders(disk: StrPath) -> List[Holder]:
 
 
 def others(disk: StrPath, but: str) -> List[str]:
-    """Run ids of all living tickets except this run's, oldest first."""
-    return list(dict.fromkeys(h.run_id for h in holders(disk) if h.run_id != but))
+    """Run ids of all living tickets except this run's, oldest first; none where the disk keeps no tickets."""
+    try:
+        return list(dict.fromkeys(h.run_id for h in holders(disk) if h.run_id != but))
+    except OSError:
+        return []
 
 
 def ahead(disk: StrPath, ticket: Ticket) -> List[str]:

@@ -97,6 +97,8 @@ def test_who_took_a_ticket_earlier_is_ahead(tmp_path):
 
 def test_a_machine_without_tickets_has_nobody_on_it(tmp_path):
     assert turn.others(tmp_path / "nowhere", but="a") == []
+    (tmp_path / "turn").write_text("in the way")
+    assert turn.others(tmp_path, but="a") == []
 
 
 def test_of_many_who_take_a_ticket_at_once_each_gets_its_own(tmp_path):
