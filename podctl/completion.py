@@ -153,7 +153,7 @@ def _of(words: Iterable[Word] | None, begun: str) -> list[Word] | None:
 
 def values_here(value: str, begun: str, words: Sequence[str]) -> Iterable[Word] | None:
     """The words that a metavar stands for, in this project at this moment."""
-    if value.startswith("RUN"):  # of exec: RUN -- CMD…
+    if value.startswith("RUN"):  # of exec: RUN -- CMD
         return runs_here()
     if value == "FILE":
         return experiment_files(begun)
