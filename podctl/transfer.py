@@ -19,7 +19,7 @@ from podctl.errors import PodctlError, Unreachable
 from podctl.parcels import Item, SendPlan, estimate, gather, make_plan
 from podctl.progress import Progress
 from podctl.settings import state_dir
-from podctl.ui import Ui, size
+from podctl.ui import Ui, shown, size
 from remote.clock import Clock
 from remote.frames import Pieces, Taker, frames_of, part_name
 from remote.holdings import OURS, PARTS, Hashes, same_time
@@ -86,6 +86,7 @@ def pull_data(
         try:
             order = {"names": list(names), "leave": [*leave, *OURS], "must": True}
             there = courier.survey(host, source, order)
+            _refuse_missing(source, names, there)
             wanted, offsets, n_bytes = _lacking(target, there)
             outcome.n_held = outcome.n_held or len(there["files"]) - len(wanted)
             if not wanted:
@@ -218,9 +219,20 @@ def measure_uplink(host: Carrier, clock: Clock) -> float:
     return sent / max(clock.now() - begun, 1e-3)
 
 
+def _refuse_missing(source: PurePath, names: Sequence[str], there: Mapping[str, Any]) -> None:
+    found = {
+        parent for name in (*there["files"], *there["links"]) for parent in (name, *map(str, PurePath(name).parents))
+    }
+    for name in names:
+        if name not in found:
+            raise PodctlError(f"there is no file {shown(name)} in {source}", "podctl pull without a path brings all")
+
+
 def _lacking(target: Path, there: Mapping[str, Any]) -> tuple[list[str], dict[str, int], int]:
     """What `target` has not, from which offsets, and how many bytes that is."""
-    files: Mapping[str, Sequence[Any]] = there["files"]
+    files: Mapping[str, Sequence[Any]] = {
+        n: f for n, f in there["files"].items() if not n.endswith(".tmp")
+    }  # half of one
     wanted = [name for name, to in there["links"].items() if not _is_link(target / name, to)]
     offsets, n_bytes = {}, 0
     for name, (n, mtime_ns, _) in files.items():

@@ -1,5 +1,6 @@
 """The line that makes any login shell over there run exactly these words, and end them when nobody listens."""
 
+import re
 import secrets
 import shlex
 from collections.abc import Sequence
@@ -44,7 +45,7 @@ def line_of(argv: Sequence[str]) -> str:
     """One line for bash, zsh, fish, csh or a plain sh: where quotes mean different things to them, they are
     avoided."""
     line = "exec " + shlex.join(argv)
-    if line.isascii() and line.isprintable() and not set(line) & set("!\\"):
+    if line.isascii() and line.isprintable() and not re.search(r"\\|!(?! )", line):
         return line
     data = line.encode("utf-8", "surrogateescape")
     safe = "".join(chr(b) if chr(b).isalnum() and b < 128 else f"\\0{b:03o}" for b in data)

@@ -3,10 +3,11 @@
 import base64
 import binascii
 import re
+import shlex
 import socket
 from pathlib import Path
 
-from podctl.errors import MissingHere, PodctlError, Unreachable
+from podctl.errors import MissingHere, PodctlError, Unreachable, Untrusted
 from podctl.pods import SshAddress
 from podctl.wire.known import Target
 
@@ -43,27 +44,40 @@ def explain(address: SshAddress, target: Target, said: str, *, was_connected: bo
     return Unreachable(f"{where} can't be reached: {_last(said) or 'ssh says nothing'}", f"try: ssh {address.host}")
 
 
+def explain_route(address: SshAddress, target: Target, said: str) -> Unreachable:
+    """Why a jump host did not lead on."""
+    way = f"the way to {address.host} leads over {target.route}"
+    if re.search(r"HOST IDENTIFICATION HAS CHANGED|[Hh]ost key", said):
+        return Unreachable(
+            f"{way}, whose host key is not known, or another one", f"ssh {target.route} once, and compare"
+        )
+    if "Permission denied" in said:
+        return Unreachable(f"{way}, which accepts no key of yours", f"ssh {target.route} must work by itself")
+    lines = [line for line in said.splitlines() if "UNKNOWN port" not in line and "kex_exchange" not in line]
+    return Unreachable(f"{way}, which fails: {_last(chr(10).join(lines)) or 'it hangs up'}", f"try: ssh {address.host}")
+
+
 def broken(address: SshAddress) -> Unreachable:
     return Unreachable(f"the connection to {address.host} broke", "try again: it is made anew")
 
 
-def other_host_key(address: SshAddress) -> Unreachable:
-    return Unreachable(
+def other_host_key(address: SshAddress) -> Untrusted:
+    return Untrusted(
         f"{address.host} answers with another host key than the announced one; nothing was sent",
         "is this still your machine? If so, mend its line in ~/.ssh/known_hosts or pod.ssh.host_key",
     )
 
 
-def refused_key(address: SshAddress, target: Target, said: str) -> Unreachable:
+def refused_key(address: SshAddress, target: Target, said: str) -> Untrusted:
     """No key of ours was accepted. The reason is often on this side, and ssh does not say it."""
     who = f"{target.user}@{address.host}" if target.user else address.host
     for path in target.keys:
         key = Path(path).expanduser()
         reason = key_fault(key, said)
         if reason and (address.key or key.exists()):
-            return Unreachable(f"{who} can't be logged into: {reason[0]}", reason[1])
+            return Untrusted(f"{who} can't be logged into: {reason[0]}", reason[1])
     offered = f"the key {address.key}" if address.key else "any key of yours"
-    return Unreachable(
+    return Untrusted(
         f"{who} does not accept {offered}",
         "put its .pub into ~/.ssh/authorized_keys there, or name another: pod.ssh.key, pod.ssh.user",
     )
@@ -76,13 +90,13 @@ def key_fault(key: Path, said: str = "") -> tuple[str, str] | None:
     try:
         text = key.read_bytes()
     except OSError as e:
-        return f"the key {key} can't be read: {e.strerror}", f"chmod 600 {key}"
+        return f"the key {key} can't be read: {e.strerror}", f"chmod 600 {shlex.quote(str(key))}"
     if re.search(r"UNPROTECTED PRIVATE KEY|bad permissions", said) and key.stat().st_mode & 0o077:
-        return f"others may read the key {key}, so ssh does not use it", f"chmod 600 {key}"
+        return f"others may read the key {key}, so ssh does not use it", f"chmod 600 {shlex.quote(str(key))}"
     if b"PRIVATE KEY-----" not in text:
         return f"{key} is no private key", "pod.ssh.key is the file without .pub"
     if is_encrypted(text):
-        return f"the key {key} has a passphrase and no agent holds it", f"ssh-add {key}"
+        return f"the key {key} has a passphrase and no agent holds it", f"ssh-add {shlex.quote(str(key))}"
     return None
 
 

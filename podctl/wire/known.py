@@ -50,7 +50,7 @@ class Target:
 class Trust:
     """A folder of our own for one address: a configuration for ssh and the host keys it accepts."""
 
-    config: Path  # connects
+    config: Path  # connects; by a path that ssh hands on unquoted to a jump host's ssh (OpenSSH 9.2)
     shared: Path  # speaks over a connection that exists, never connects
     known_hosts: Path
     socket: Path
@@ -80,18 +80,21 @@ def make_trust(address: SshAddress, *, alive_s: int = ALIVE_S) -> Trust:
     home = state_dir() / "known_hosts"
     what = [astuple(address), host_keys, alive_s, str(home), target.host, target.port, target.user, target.route]
     name = hashlib.sha256(json.dumps(what).encode("utf-8", "surrogateescape")).hexdigest()[:12]
+    sockets, folder = socket_dir(), home / name
     trust = Trust(
-        config=home / name / "config",
-        shared=home / name / "shared",
-        known_hosts=home / name / "known_hosts",
-        socket=socket_dir() / name,
+        config=sockets / f"{name}.config",
+        shared=sockets / f"{name}.shared",
+        known_hosts=folder / "known_hosts",
+        socket=sockets / name,
         alias=f"podctl-{name}",
         target=target,
         host_keys=host_keys,
     )
     _write_private(trust.known_hosts, "".join(f"{trust.alias} {key}\n" for key in host_keys.splitlines()))
-    _write_private(trust.config, _connecting(address, trust, alive_s))
-    _write_private(trust.shared, _sharing(trust))
+    for path, text in ((trust.config, _connecting(address, trust, alive_s)), (trust.shared, _sharing(trust))):
+        kept = folder / path.suffix[1:]
+        _write_private(kept, text)
+        _link(path, kept)
     return trust
 
 
@@ -115,8 +118,10 @@ def resolve(address: SshAddress) -> Target:
     host, port = first.get("hostname", address.host), int(first.get("port", "22"))
     alias = first.get("hostkeyalias", "none")
     plain = [alias] if alias != "none" else [*([f"[{host}]:{port}"] if port != 22 else []), host]
-    files = [*_paths_in(first.get("userknownhostsfile", "")), *_paths_in(first.get("globalknownhostsfile", ""))]
-    route = next((first[k] for k in ("proxyjump", "proxycommand") if first.get(k, "none") != "none"), "")
+    files = [*paths_in(first.get("userknownhostsfile", "")), *paths_in(first.get("globalknownhostsfile", ""))]
+    route = first.get("proxyjump", "none")
+    if route == "none":
+        route = "its ProxyCommand" if first.get("proxycommand", "none") != "none" else ""
     return Target(
         host=host,
         port=port,
@@ -129,13 +134,14 @@ def resolve(address: SshAddress) -> Target:
 
 
 def socket_dir() -> Path:
-    """A private folder with a short path: sockets' paths end near 104 bytes, ssh adds 17 while it makes one.
+    """A private folder with a short, plain path: sockets' paths end near 104 bytes, ssh adds 17 while it makes one.
 
     Raises MissingHere where it belongs to somebody else.
     """
     name = f"podctl-{os.getuid()}"
     given = Path(os.environ.get("TMPDIR") or "/tmp") / name
-    folder = given if len(os.fsencode(given)) <= 60 and given.is_absolute() else Path("/tmp") / name
+    is_plain = re.fullmatch(r"/[A-Za-z0-9_./+-]{1,60}", str(given)) is not None
+    folder = given if is_plain else Path("/tmp") / name
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
         seen = folder.lstat()
@@ -146,6 +152,22 @@ def socket_dir() -> Path:
     if seen.st_mode & 0o077:
         folder.chmod(0o700)
     return folder
+
+
+def paths_in(text: str) -> list[Path]:
+    """The files of a list that ssh prints without quotes, those that are there; their names may have blanks."""
+    words = text.split(" ")
+    found = []
+    start = 0
+    while start < len(words):
+        for end in range(len(words), start, -1):
+            path = Path(" ".join(words[start:end])).expanduser()
+            if path.is_file():
+                found.append(path)
+                start = end - 1
+                break
+        start += 1
+    return found
 
 
 def _known(address: SshAddress, found: Sequence[str]) -> str:
@@ -219,7 +241,7 @@ def _looked_up_by_paramiko(address: SshAddress) -> list[str]:
     alias = options.get("hostkeyalias")
     names = [alias] if alias else [*([f"[{host}]:{port}"] if port != 22 else []), host]
     given = options.get("userknownhostsfile", "")
-    files = [Path(f).expanduser() for f in given.split()] or [folder / "known_hosts", folder / "known_hosts2"]
+    files = paths_in(given) if given else [folder / "known_hosts", folder / "known_hosts2"]
     text = "".join(f.read_text("utf-8", "replace") + "\n" for f in files if f.is_file())
     for name in names:
         entries = []
@@ -237,22 +259,6 @@ def _names(host_keys: type, pattern: str, name: str) -> bool:
     if pattern.startswith("|1|"):
         return bool(host_keys.hash_host(name, pattern) == pattern)  # type: ignore[attr-defined]
     return name in pattern.split(",")
-
-
-def _paths_in(text: str) -> list[Path]:
-    """The files of a list that `ssh -G` prints without quotes: the longest runs of words that are there."""
-    words = text.split(" ")
-    found = []
-    start = 0
-    while start < len(words):
-        for end in range(len(words), start, -1):
-            path = Path(" ".join(words[start:end])).expanduser()
-            if path.is_file():
-                found.append(path)
-                start = end - 1
-                break
-        start += 1
-    return found
 
 
 def _connecting(address: SshAddress, trust: Trust, alive_s: int) -> str:
@@ -338,6 +344,15 @@ def _quoted(path: Path | str, *, tokens: bool = True) -> str:
     if any(c in text for c in "\n\0"):
         raise BadInput(f"{text!r} can't stand in a configuration of ssh", "choose a path without a line break")
     return '"' + re.sub(r'(["\\])', r"\\\1", text) + '"'
+
+
+def _link(path: Path, to: Path) -> None:
+    """A path that leads there, made at once whatever it was."""
+    if path.is_symlink() and path.readlink() == to:
+        return
+    beside = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
+    beside.symlink_to(to)
+    beside.replace(path)
 
 
 def _write_private(path: Path, text: str) -> None:

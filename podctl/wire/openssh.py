@@ -17,10 +17,11 @@ from podctl.host import Stream
 from podctl.pods import Result, SshAddress
 from podctl.wire import known
 from podctl.wire.command import LINK_CODE, Command, command_of, line_of
-from podctl.wire.faults import broken, busy_port, explain, full, port_in_use
+from podctl.wire.faults import broken, busy_port, explain, explain_route, full, port_in_use
 from podctl.wire.known import Trust
 
 HUNG_S = 5.0  # a master that does not say that it lives within this time does not
+KILL_S = 0.5  # a master that hangs does not hear SIGTERM
 START_S = 60.0  # name, route, jump hosts, keys, all in all
 SESSIONS = 8  # at once over one connection: sshd's MaxSessions is 10 where nobody raised it
 REFUSED_S = 20.0  # how long other processes may have taken all sessions before that is an error
@@ -99,7 +100,7 @@ class OpenSsh:
             held, self._held = self._held, None
             if held is not None:
                 held.close()
-            if self._trust is not None:
+            if self._trust is not None and self._trust.socket.parent.is_dir():
                 with _alone(self._trust.socket):
                     _end_master(self._trust.socket)
 
@@ -115,13 +116,17 @@ class OpenSsh:
     def _connected(self) -> Trust:
         """The connection is there. Raises Unreachable."""
         with self._lock:
+            hung = None
             if self._trust is not None and self._held is not None:
                 if self._held.is_alive():
                     return self._trust
+                hung = self._held.pid
                 self._held.close()
                 self._held = None
             self._trust = trust = known.make_trust(self.address, alive_s=self._alive_s)
             with _alone(trust.socket):  # of two that find no connection one makes it
+                if hung is not None:
+                    _kill_master(hung, trust.socket)
                 self._held = _hold(trust.socket)
                 if self._held is None:
                     _end_master(trust.socket)
@@ -136,13 +141,14 @@ class OpenSsh:
         said = _read(log) + done.stderr
         held = _hold(trust.socket) if done.ok else None
         if held is None:
-            if "UNKNOWN port" in said:  # a jump host's own words are kept from the log of a connection that persists
-                said += self._asked_on_the_way(trust)
+            if trust.target.route and "UNKNOWN port" in said:
+                raise explain_route(self.address, trust.target, self._asked_on_the_way(trust))
             raise explain(self.address, trust.target, said)
         _pid_file(trust.socket).write_text(str(held.pid))
         return held
 
     def _asked_on_the_way(self, trust: Trust) -> str:
+        """What a jump host's ssh says. A connection that persists keeps its words from us."""
         argv = ["ssh", "-F", str(trust.config), "-S", "none", "-T", "--", self.address.host, "exit"]
         return shell.run(argv, timeout_s=START_S, own_session=True).stderr
 
@@ -272,29 +278,23 @@ def _alone(path: Path) -> Iterator[None]:
 
 
 def _end_master(path: Path) -> None:
-    """End the master that made a socket, by its own pid, also where it hangs; remove what it left."""
-    pid = _master_pid(path)
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        if pid is None or not _is_master(pid, path):
-            break
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.kill(pid, number)
-        until = time.monotonic() + 0.5
-        while time.monotonic() < until and _is_master(pid, path):
-            time.sleep(0.01)
+    """End the master that made a socket, also where it hangs; remove what it left."""
+    with contextlib.suppress(OSError, ValueError):
+        _kill_master(int(_pid_file(path).read_text()), path)
     for left in (path, _pid_file(path)):
         left.unlink(missing_ok=True)
 
 
-def _master_pid(path: Path) -> int | None:
-    held = _hold(path)
-    if held is not None:
-        held.close()
-        return held.pid
-    try:
-        return int(_pid_file(path).read_text())
-    except (OSError, ValueError):
-        return None
+def _kill_master(pid: int, path: Path) -> None:
+    """By its own pid alone; it is asked first."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        if not _is_master(pid, path):
+            return
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, number)
+        until = time.monotonic() + KILL_S
+        while time.monotonic() < until and _is_master(pid, path):
+            time.sleep(0.01)
 
 
 def _is_master(pid: int, path: Path) -> bool:

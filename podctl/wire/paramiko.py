@@ -2,6 +2,7 @@
 
 import contextlib
 import getpass
+import logging
 import os
 import socket
 import threading
@@ -16,7 +17,7 @@ from podctl.pods import Result, SshAddress
 from podctl.shell import STDERR_KEPT, TIMED_OUT
 from podctl.wire import known
 from podctl.wire.command import command_of, line_of
-from podctl.wire.faults import busy_port, explain, full, is_encrypted, port_in_use
+from podctl.wire.faults import busy_port, explain, explain_route, full, is_encrypted, port_in_use
 from podctl.wire.known import ALIVE_COUNT, ALIVE_S, CONNECT_S, Target
 from podctl.wire.tunnel import tunnel
 
@@ -38,16 +39,24 @@ class Paramiko:
     def run(self, argv: Sequence[str], *, stdin: bytes = b"", timeout_s: float = 60) -> Result:
         until = time.monotonic() + timeout_s
         out = bytearray()
-        with self._talking(argv, [stdin] if stdin else None) as talking:
-            for piece in talking.pieces(lambda: until - time.monotonic()):
-                out += piece
-            if talking.exit_code is None:
-                return Result(TIMED_OUT, _text(out), f"{talking.stderr}no answer within {timeout_s:g} s")
-            return Result(talking.exit_code, _text(out), talking.stderr)
+        too_late = f"no answer within {timeout_s:g} s"
+        try:
+            with self._talking(argv, [stdin] if stdin else None, timeout_s=min(CONNECT_S, timeout_s)) as talking:
+                for piece in talking.pieces(lambda: until - time.monotonic()):
+                    out += piece
+                if talking.exit_code is None:
+                    return Result(TIMED_OUT, _text(out), talking.stderr + too_late)
+                return Result(talking.exit_code, _text(out), talking.stderr)
+        except TimeoutError:
+            return Result(TIMED_OUT, "", too_late)
 
     @contextlib.contextmanager
     def stream(self, argv: Sequence[str], *, stdin: Iterable[bytes] | None = None) -> Iterator[Stream]:
-        with self._talking(argv, stdin) as talking:
+        with contextlib.ExitStack() as talks:
+            try:
+                talking = talks.enter_context(self._talking(argv, stdin))
+            except TimeoutError as e:
+                raise self._broken() from e
             yield talking
 
     @contextlib.contextmanager
@@ -95,12 +104,15 @@ class Paramiko:
                 _close(connection)
 
     @contextlib.contextmanager
-    def _talking(self, argv: Sequence[str], stdin: Iterable[bytes] | None) -> Iterator["_Talking"]:
+    def _talking(
+        self, argv: Sequence[str], stdin: Iterable[bytes] | None, *, timeout_s: float = CONNECT_S
+    ) -> Iterator["_Talking"]:
+        """Raises TimeoutError where no channel opens in time."""
         command = command_of(argv, watched=stdin is None)
         if not self._slots.acquire(timeout=REFUSED_S):
             raise full(self.address)
         try:
-            talking = _Talking(self, self._session(command.line), command.mark, stdin)
+            talking = _Talking(self, self._session(command.line, timeout_s), command.mark, stdin)
             try:
                 yield talking
             finally:
@@ -108,25 +120,26 @@ class Paramiko:
         finally:
             self._slots.release()
 
-    def _session(self, line: str) -> Any:
-        """A channel on which the line runs. Raises Unreachable."""
-        from paramiko import ChannelException, SSHException
+    def _session(self, line: str, timeout_s: float) -> Any:
+        """A channel on which the line runs. Raises Unreachable, and TimeoutError where none opens in time."""
+        from paramiko import SSHException
 
         until = time.monotonic() + REFUSED_S
         while True:
             connection = self._connected()
+            began = time.monotonic()
             try:
-                channel = connection.transport.open_session(timeout=CONNECT_S)
+                channel = connection.transport.open_session(timeout=timeout_s)
                 channel.exec_command(line)
                 return channel
-            except ChannelException:  # MaxSessions: other processes have theirs
-                if time.monotonic() > until:
-                    raise full(self.address) from None
-                time.sleep(0.1)
             except (SSHException, EOFError, OSError) as e:
-                if not connection.transport.is_active() and time.monotonic() < until:
-                    continue
-                raise self._broken() from e
+                is_active = connection.transport.is_active()
+                if is_active and time.monotonic() - began >= timeout_s:
+                    raise TimeoutError from e
+                if time.monotonic() > until:
+                    raise (full(self.address) if is_active else self._broken()) from e
+                if is_active:  # MaxSessions: others have theirs. Of threads refused at once one alone hears why
+                    time.sleep(0.1)
 
     def _connected(self) -> Any:
         """A fabric connection that is open. Raises Unreachable."""
@@ -139,9 +152,10 @@ class Paramiko:
             return self._connection
 
     def _connect(self) -> Any:
-        from paramiko import RejectPolicy
+        from paramiko import RejectPolicy, SSHException
         from paramiko.hostkeys import HostKeyEntry
 
+        logging.getLogger("paramiko").addHandler(logging.NullHandler())  # it has its say by exceptions
         host_keys = known.announced_key(self.address)
         connection, target = self._fabric(host_keys)
         name = target.host if target.port == 22 else f"[{target.host}]:{target.port}"
@@ -150,13 +164,19 @@ class Paramiko:
             if entry is not None and entry.key is not None:
                 connection.client.get_host_keys().add(name, entry.key.get_name(), entry.key)
         connection.client.set_missing_host_key_policy(RejectPolicy())
+        began = time.monotonic()
         try:
             if not connection.gateway:
                 connection.connect_kwargs["sock"] = _socket(target)
             connection.open()
         except Exception as e:  # paramiko's own, the system's, and what a broken key file makes its parsers raise
+            at_gateway = target.route and not getattr(connection.gateway, "is_connected", False)
             _close(connection)
-            raise explain(self.address, target, _words(e)) from e
+            if at_gateway:
+                raise explain_route(self.address, target, _words(e)) from e
+            # paramiko goes on without a server that says nothing, and then misses it
+            waited = type(e) in (SSHException, EOFError) and time.monotonic() - began > CONNECT_S * 0.9
+            raise explain(self.address, target, "timed out" if waited else _words(e)) from e
         gateway = connection.gateway
         while gateway and not isinstance(gateway, str):
             if isinstance(gateway.transport.sock, socket.socket):
@@ -201,9 +221,14 @@ class Paramiko:
         gateway = connection.gateway
         while gateway and not isinstance(gateway, str):  # a jump host is whom the user's own known_hosts say it is
             gateway.client.set_missing_host_key_policy(RejectPolicy())
-            with contextlib.suppress(OSError):
-                gateway.client.load_system_host_keys(str(ssh / "known_hosts"))
+            files = known.paths_in(gateway.ssh_config.get("userknownhostsfile", "")) or [ssh / "known_hosts"]
+            for file in files:
+                with contextlib.suppress(OSError):
+                    gateway.client.load_system_host_keys(str(file))
             gateway = gateway.gateway
+        route = (
+            "its ProxyCommand" if isinstance(connection.gateway, str) else connection.ssh_config.get("proxyjump", "")
+        )
         usual = [str(ssh / f"id_{kind}") for kind in ("rsa", "ecdsa", "ed25519")]
         target = Target(
             host=connection.host,
@@ -212,6 +237,7 @@ class Paramiko:
             names=(),
             known_hosts=(),
             keys=(key,) if key else tuple(connection.connect_kwargs["key_filename"] or usual),
+            route=route if connection.gateway else "",
         )
         return connection, target
 
@@ -340,7 +366,9 @@ def _words(e: BaseException) -> str:
     inner = next(iter(e.errors.values()), e) if isinstance(e, px.NoValidConnectionsError) else e
     if isinstance(inner, px.BadHostKeyException | px.IncompatiblePeer) or "not found in known_hosts" in str(inner):
         return "Host key verification failed."
-    if isinstance(inner, px.AuthenticationException | px.PasswordRequiredException | PermissionError):
+    if isinstance(
+        inner, px.AuthenticationException | px.PasswordRequiredException | PermissionError | FileNotFoundError
+    ):
         return "Permission denied (publickey)."
     if isinstance(inner, socket.gaierror):
         return "Could not resolve hostname"

@@ -235,7 +235,7 @@ def test_pull_takes_the_named_alone_and_leaves_out_what_it_is_told_to(wire, desk
     there, here = tmp_path / "there", tmp_path / "here"
     for name in ("a/1", "a/2", "b/1", "c"):
         noise(there / name, 10)
-    pull_data(wire, there, here, desk, names=["a", "c", "nothing"])
+    pull_data(wire, there, here, desk, names=["a", "c"])
     assert sorted(contents(here)) == ["a/1", "a/2", "c"]
     pull_data(wire, there, tmp_path / "rest", desk, leave=["a", "c"])
     assert sorted(contents(tmp_path / "rest")) == ["b/1"]

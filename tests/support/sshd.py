@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -96,6 +97,7 @@ class Sshd:
 
     def freeze_sessions(self) -> None:
         """As a cut that nobody notices: connections stay, and nothing comes."""
+        self.frozen_at = time.monotonic()
         self._frozen = self.session_pids()
         for pid in self._frozen:
             os.kill(pid, signal.SIGSTOP)
