@@ -198,7 +198,7 @@ def experiment_files(begun: str) -> list[Word]:
 
 
 def keys_to_set(words: Sequence[str]) -> list[Word]:
-    """`train.optim.lr=` and its like: the keys of the experiment that was named before; what `pod:` takes where none was."""
+    """`train.optim.lr=` and its like: the keys of the experiment named before; what `pod:` takes where none was."""
     file = ""
     for word, following in zip(words, [*words[1:], ""], strict=True):
         option, equals, value = word.partition("=")
