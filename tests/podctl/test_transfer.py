@@ -15,8 +15,9 @@ from podctl.courier import DiskFull
 from podctl.errors import BadInput, PodctlError, Unreachable
 from podctl.parcels import Item, estimate, gather, make_plan, place_for
 from podctl.pods import Pod
-from podctl.transfer import Desk, measure_uplink, pull_data, push_data
+from podctl.transfer import pull_data, push_data
 from podctl.ui import Ui
+from podctl.uplink import Desk, measure_uplink
 from remote.clock import SystemClock
 from remote.frames import frames
 from remote.holdings import HASHES, PARTS, Hashes
@@ -126,7 +127,7 @@ def test_a_link_that_stays_cut_is_told_and_the_next_time_goes_on_from_there(wire
 def test_a_byte_that_went_bad_over_there_is_found_and_the_file_sent_anew(wire, desk, tmp_path: Path):
     file, data = noise(tmp_path / "big.bin", 5 * MB), tmp_path / "data"
     about = file.stat()
-    from remote.frames import part_name
+    from remote.holdings import part_name
 
     part = data / PARTS / part_name("big.bin", about.st_size, about.st_mtime_ns)
     part.parent.mkdir(parents=True)
