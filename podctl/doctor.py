@@ -82,7 +82,7 @@ def need_of(experiment: Experiment | None) -> Need:
 
 def look_here(project: Project, need: Need) -> Here:
     """See what there is; nothing is changed, nothing but this machine is asked."""
-    from podctl.prepare import local_python
+    from podctl.providers.local import local_python
 
     programs = {name: told for name in PROGRAMS if (told := _version_of(name))}
     python = local_python()

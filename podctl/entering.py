@@ -1,18 +1,19 @@
 """Into a run's machine by hand: the place and the environment that its job has, for a shell or a command."""
 
+import contextlib
 import json
 import os
 import select
+import signal
 import struct
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import remote
-from podctl import shell
 from podctl.errors import PodctlError
 from podctl.host import Host
 from podctl.pods import Run
@@ -83,10 +84,10 @@ def enter(run: Run, ui: Ui, *, tmux: bool = False) -> int:
     if tmux:
         argv = ["tmux", "-S", str(run.detail.get("socket", "")), "attach-session", "-r", "-t", f"={run.id}"]
         ui.note("the run's own screen, to look at: Ctrl-b d leaves it")
-        return _hand_over(run, host, argv)
+        return host.terminal(argv)
     place = look_inside(run, host)
     ui.note(f"{host.name}, {place.source_dir or place.run_dir}: exit leaves, the run goes on")
-    return _hand_over(run, host, place.argv(LOGIN_SHELL))
+    return host.terminal(place.argv(LOGIN_SHELL))
 
 
 def execute(run: Run, command: Sequence[str], ui: Ui) -> int:
@@ -98,51 +99,46 @@ def execute(run: Run, command: Sequence[str], ui: Ui) -> int:
     argv = look_inside(run, host).argv(command)
     is_interactive = all(os.isatty(fd) for fd in (0, 1, 2)) and not ui.as_json
     if is_interactive or (run.provider == "local" and not ui.as_json):
-        return _hand_over(run, host, argv)
+        return host.terminal(argv)
     code = _relay(run, host, argv, ui)
     if ui.as_json:
         ui.emit({"event": "exited", "run": run.id, "exit_code": code})
     return code
 
 
-def _hand_over(run: Run, host: Host, argv: Sequence[str]) -> int:
-    return shell.hand_over(argv) if run.provider == "local" else host.terminal(argv)
-
-
 def _relay(run: Run, host: Host, argv: Sequence[str], ui: Ui) -> int:
     """By way of `remote/piped.py` over there, since a wire carries one stream each way."""
     text = Path(str(remote.__file__)).with_name("piped.py").read_text(encoding="utf-8")
     python = str(run.detail.get("python") or "python3")
-    source = _Input()
-    held = bytearray()
+    source, held = _Input(), bytearray()
     try:
-        with _streaming(run, host, [python, "-I", "-S", "-c", text, *argv], source) as stream:
-            pieces = iter(stream)
-            while True:
-                try:
-                    chunk = next(pieces, None)
-                except KeyboardInterrupt:
-                    if not source.interrupt():
-                        raise
-                    pieces = iter(stream)
-                    continue
-                if chunk is None:
-                    break
+        with host.stream([python, "-I", "-S", "-c", text, *argv], stdin=source) as stream, _ctrl_c(source.interrupt):
+            for chunk in stream:
                 held += chunk
                 for kind, data in frames(held):
                     ui.pass_on(data, error=kind == b"e")
-            code: int | None = stream.exit_code
+            code, said = stream.exit_code, stream.stderr.strip()
+            source.over()
     finally:
         source.over()
-    if code is None:
-        raise PodctlError(f"{host.name} did not say how the command ended")
-    if held or (code and stream.stderr.strip() and not held):
-        ui.note(stream.stderr.strip())
-    return code
+    if said:  # piped.py itself could not run, or a shell's start file speaks
+        ui.note(said)
+    return 1 if code is None else code
 
 
-def _streaming(run: Run, host: Host, argv: Sequence[str], source: "_Input") -> Any:
-    return shell.stream(argv, stdin=source) if run.provider == "local" else host.stream(argv, stdin=source)
+@contextlib.contextmanager
+def _ctrl_c(passed_on: Callable[[], bool]) -> Iterator[None]:
+    """Within the block, Ctrl-C is passed on; where that says False it is ours, as ever."""
+
+    def handle(number: int, frame: object) -> None:
+        if not passed_on():
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def frames(held: bytearray) -> list[tuple[bytes, bytes]]:
@@ -162,7 +158,7 @@ class _Input:
 
     def __init__(self) -> None:
         self._reading, self._writing = os.pipe()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # Ctrl-C may come while it is held
         self._times = 0
         self._is_over = False
 

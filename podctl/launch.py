@@ -21,7 +21,7 @@ from podctl.facts import Facts, gather, python_words, refuse_what_is_missing, wh
 from podctl.host import Host, host_of
 from podctl.ledger import Event, Ledger
 from podctl.pods import Boot, Pod, Run
-from podctl.prepare import Prepared, local_python
+from podctl.prepare import Prepared
 from podctl.project import Project
 from podctl.providers.base import Provider
 from podctl.sending import answer_of, send_tool, send_tree
@@ -167,7 +167,7 @@ def make_order(
     env = {
         "PODCTL_VOLUME": str(pod.volume_dir),
         "PODCTL_DISK": str(pod.disk_dir),
-        "PODCTL_PYTHON": local_python() if is_here else pod.python,
+        "PODCTL_PYTHON": pod.python,
         "PODCTL_SECRETS": secrets_file,
         CLOCK_FILE: os.environ.get(CLOCK_FILE, "") if is_here else "",
         "HF_HOME": hub_home() if is_here else "",

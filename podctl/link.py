@@ -33,7 +33,7 @@ class Link:
 
     def answered(self) -> None:
         """The machine spoke."""
-        now = self._clock.now()
+        now = self._clock.elapsed()
         if self._down_since is not None:
             for_s = max(0.0, now - self._down_since)
             self._down_since = None
@@ -51,9 +51,9 @@ class Link:
         if isinstance(error, Untrusted):
             raise error
         if self._down_since is None:
-            self._down_since = self._clock.now() if self._answered_at is None else self._answered_at
+            self._down_since = self._clock.elapsed() if self._answered_at is None else self._answered_at
             self._tries, self._wait_s, self._awake_s, self._is_told = 0, FIRST_WAIT_S, 0.0, False
-            self._ticked_at = self._clock.now()
+            self._ticked_at = self._clock.elapsed()
         self._tick()
         if self._awake_s >= patience_s:
             self._ui.live("")
@@ -90,13 +90,13 @@ class Link:
 
     def _tick(self) -> bool:
         """Count time awake. Did the laptop sleep meanwhile?"""
-        now = self._clock.now()
+        now = self._clock.elapsed()
         passed, self._ticked_at = max(0.0, now - self._ticked_at), now
         self._awake_s += min(passed, ASLEEP_S)
         return passed > ASLEEP_S
 
     def _for_s(self) -> float:
-        return max(0.0, self._clock.now() - (self._down_since or 0.0))
+        return max(0.0, self._clock.elapsed() - (self._down_since or 0.0))
 
     def _tell(self, state: str, for_s: float, text: str) -> None:
         if self._ui.as_json:

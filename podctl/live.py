@@ -14,15 +14,15 @@ PULSE_WIDTH = 100
 
 @dataclass(frozen=True)
 class Pulse:
-    """The last line of progress that was printed: when, and in which phases of runner and trainer."""
+    """The last line of progress that was printed: when, and in which phase."""
 
     t: float
-    phase: tuple[str, str]
+    phase: str
 
 
-def pulse_is_due(last: Pulse, now: float, phase: tuple[str, str]) -> bool:
+def pulse_is_due(last: Pulse, now: float, phase: str) -> bool:
     """A line a minute, and one when the phase changes, but not one a second."""
-    passed = abs(now - last.t)
+    passed = now - last.t
     return passed >= PULSE_S or (phase != last.phase and passed >= PULSE_LEAST_S)
 
 
@@ -31,11 +31,11 @@ def live_line(view: View, width: int) -> str:
 
     Where that is wider than the terminal, what tells least goes first.
     """
-    s, p = view.status, view.progress
+    s, p = view.status, view.progress if view.trains else None
     stopping = s.reason or "stopping" if s is not None and view.state == STOPPING else ""
     parts = [
         (9, view.run.name),
-        (0, f"{p.phase} {p.step}/{p.max_steps}" if p else (s.phase if s else view.state)),
+        (0, f"{p.phase} {p.step}/{p.max_steps}" if p else view.phase or view.state),
         (1, stopping),
         (3, f"loss {p.loss:.3g}" if p and p.loss is not None else ""),
         (6, f"best {best_of(p.best)}" if p and p.best else ""),

@@ -5,7 +5,6 @@ Every mistake is found here, at once, while it is free.
 
 import contextlib
 import importlib.util
-import os
 import secrets
 import sys
 import tempfile
@@ -24,6 +23,7 @@ from podctl.plan import RESUMABLE, Choice, choose_run, make_plan, make_run_id, w
 from podctl.pods import Plan, PodSpec, Run
 from podctl.project import Project, find_project, working_dir
 from podctl.providers.base import Provider, provider_named
+from podctl.providers.local import local_python
 from podctl.settings import Settings, load_settings, refuse_tracked_keys, state_dir
 from podctl.trainer_check import check_training
 from podctl.yamls import read_yaml, to_yaml
@@ -142,11 +142,6 @@ def refuse_what_is_missing(experiment: Experiment) -> None:
         raise MissingHere(f"PODCTL_PYTHON is {local_python()}, which is not a program", "correct or unset it")
     if experiment.trains and not _has_torch(local_python()):
         raise MissingHere(f"torch is not installed beside {local_python()}", "pip install 'podctl[train]'")
-
-
-def local_python() -> str:
-    """The Python that trains on this machine: `$PODCTL_PYTHON`, else the one that podctl runs on."""
-    return os.environ.get("PODCTL_PYTHON") or sys.executable
 
 
 def choose(

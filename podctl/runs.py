@@ -53,6 +53,18 @@ class View:
         return self.state in FINAL or self.state in (LOST, NEVER_STARTED)
 
     @property
+    def trains(self) -> bool:
+        """Is its progress that of this attempt? While one waits or prepares, an earlier one's lies there."""
+        return self.status is None or self.status.phase == "train"
+
+    @property
+    def phase(self) -> str:
+        """environment, queue, prep by its runner's word, then load, train, evaluate, save by its trainer's."""
+        if self.progress is not None and self.progress.phase and self.trains:
+            return self.progress.phase
+        return self.status.phase if self.status else ""
+
+    @property
     def usd(self) -> float:
         """What it has cost so far."""
         hours = (self.now - self.run.started_at) / 3600 if self.run.started_at and not self.run.gone_at else 0.0
@@ -67,7 +79,7 @@ class View:
             "project": self.run.project,
             "provider": self.run.provider,
             "state": self.state,
-            "phase": (p.phase if p else "") or (s.phase if s else ""),
+            "phase": self.phase,
             "step": p.step if p else None,
             "max_steps": p.max_steps if p else None,
             "loss": p.loss if p else None,
@@ -135,7 +147,6 @@ def host_for(run: Run) -> Host:
 
 def look(run: Run, host: Host, now: float) -> View:
     """How the run is now, by one command on its machine. Raises Unreachable, PodctlError."""
-    where = run_dir(run)
     if "socket" not in run.detail:
         return View(run, NEVER_STARTED, None, None, 0, now)
     try:

@@ -34,13 +34,13 @@ def stop_run(w: "Watcher", ledger: Ledger, grace_s: float | None = None) -> int:
     run = view.run
     ledger.append(Event(w.clock.now(), events.STOP_ASKED, run.id, run.project, run.provider, run.name, run.pod))
     w.ui.note(f"asking {run.id} to save and end, for {duration(GRACE_S if grace_s is None else grace_s)} at most")
-    begun = w.clock.now()
+    begun = w.clock.elapsed()
     try:
         view = w.link.keep_trying(lambda: _asked(w, begun, grace_s), patience_s=PATIENCE_S)
     except Unreachable as e:
         raise type(e)(f"nobody knows whether {run.id} ended: {e.message}", e.hint or f"{w.podctl} stop {run.id}") from e
     if not view.is_over:
-        waited = duration(w.clock.now() - begun)
+        waited = duration(w.clock.elapsed() - begun)
         raise PodctlError(f"{run.id} did not end within {waited}: {view.state}", f"{w.podctl} stop {run.id}")
     receipt = w.link.keep_trying(
         lambda: fetch.settle(view, w.host, ledger, run.project, w.podctl), patience_s=PATIENCE_S
@@ -52,7 +52,7 @@ def stop_run(w: "Watcher", ledger: Ledger, grace_s: float | None = None) -> int:
 def _asked(w: "Watcher", begun: float, grace_s: float | None) -> View:
     """How it is once it was asked and had its time. Raises Unreachable in between."""
     view = w.quiet_look()
-    while view.status is None and not view.is_over and w.clock.now() - begun < START_S:
+    while view.status is None and not view.is_over and w.clock.elapsed() - begun < START_S:
         w.clock.sleep(0.1)  # it was launched a moment ago: nobody could be asked yet
         view = w.quiet_look()
     if view.is_over:

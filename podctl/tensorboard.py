@@ -68,7 +68,7 @@ def find_curves(run: Run, ui: Ui) -> Curves:
 def curves_there(run: Run, host: Host) -> Curves:
     """The run's own, on its machine. Raises Unreachable, MissingThere, PodctlError."""
     where = run_dir(run)
-    python = str(run.detail.get("python") or "") or _recorded_python(host.read(PurePosixPath(where.env)))
+    python = _recorded_python(host.read(PurePosixPath(where.env))) or str(run.detail.get("python") or "")
     if not python:
         raise PodctlError(f"{run.id} has no Python environment yet", f"podctl attach {run.id} shows how far it is")
     ask = "import importlib.util as u, sys; sys.exit(3 * (u.find_spec('tensorboard') is None))"
@@ -164,9 +164,9 @@ def _events(tb: Path) -> list[Path]:
 
 def _stay(served: Served, port: int, clock: Clock) -> None:
     """Until something ends it. Raises Unreachable for the link, PodctlError for TensorBoard."""
-    ticked_at = looked_at = clock.now()
+    ticked_at = looked_at = clock.elapsed()
     for _ in served.pieces:
-        now = clock.now()
+        now = clock.elapsed()
         if now - ticked_at > ASLEEP_S:
             raise Unreachable(f"this machine slept for {duration(now - ticked_at)}")
         if now - looked_at > LOOK_S:
@@ -186,11 +186,11 @@ def _its_port(stream: Stream, pieces: Iterator[bytes], clock: Clock) -> int:
 
 def _wait(stream: Stream, pieces: Iterator[bytes], clock: Clock, claim: Callable[[], object]) -> None:
     """Until it holds, bounded. Raises PodctlError with what TensorBoard said."""
-    until = clock.now() + START_S
+    until = clock.elapsed() + START_S
     for _ in pieces:
         if claim():
             return
-        if clock.now() > until:
+        if clock.elapsed() > until:
             break
     raise PodctlError(f"TensorBoard did not start, and said: {_last_word(stream)}")
 

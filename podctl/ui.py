@@ -99,7 +99,7 @@ class Ui:
         with _without_echo() if hidden else contextlib.nullcontext():
             line = sys.stdin.readline()
         if not line:
-            raise Cancelled("nothing was changed")
+            raise Cancelled("nothing was changed", "type the command again when you have the answers")
         return line.strip() or default
 
     def agree(self, question: str) -> bool:

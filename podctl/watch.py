@@ -147,19 +147,19 @@ class Watcher:
     def _follow_for_a_while(self) -> View:
         """Log and status until the run is over, or until the log's stream had better be begun anew."""
         view = self.look()
-        looked_at, wait_s = self.clock.now(), FIRST_LOOK_S
+        looked_at, wait_s = self.clock.elapsed(), FIRST_LOOK_S
         odd_since = behind_since = shorter_size = None
-        ticked_at = self.clock.now()
+        ticked_at = self.clock.elapsed()
         with _closing(self.host.follow(self._log, offset=self._offset)) as stream:
             for chunk in stream:
-                now = self.clock.now()
+                now = self.clock.elapsed()
                 if chunk:
                     self._take(chunk)
                     behind_since = None
                 if view.is_over or now - ticked_at > ASLEEP_S:
                     return view  # who slept for long holds a stream that may be dead without knowing it
                 ticked_at = now
-                if abs(now - looked_at) < wait_s:
+                if now - looked_at < wait_s:
                     continue
                 try:
                     view, odd_since = self.look(), None
@@ -169,7 +169,7 @@ class Watcher:
                     odd_since = now if odd_since is None else odd_since
                     if now - odd_since > ODD_S:
                         raise
-                looked_at, wait_s = self.clock.now(), min(LOOK_S, 1.4 * wait_s)
+                looked_at, wait_s = self.clock.elapsed(), min(LOOK_S, 1.4 * wait_s)
                 if view.is_over:
                     return view
                 if view.log_size > self._offset and not chunk:
@@ -218,8 +218,8 @@ class Watcher:
 
     def _tell_pulse(self, view: View) -> None:
         """Without a terminal: a line now and then, so that whoever reads later sees that it lived."""
-        phase = (view.status.phase if view.status else "", view.progress.phase if view.progress else "")
-        before, now = self._pulse, view.now
+        phase = view.phase
+        before, now = self._pulse, self.clock.elapsed()
         if before is None:
             self._pulse = Pulse(now, phase)
         elif pulse_is_due(before, now, phase):

@@ -151,7 +151,7 @@ def install_completion(shell: str, ui: "Ui", *, yes: bool) -> int:
         is_there = target.is_file() and target.read_bytes() == text
         if not is_there:
             if not yes and not ui.agree(f"write {shown(target)}?"):
-                raise Cancelled("nothing was written")
+                raise Cancelled("nothing was written", f"podctl completion {shell} prints it")
             target.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(target, text)
     except OSError as e:

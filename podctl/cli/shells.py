@@ -98,7 +98,7 @@ def write_entry(name: str, entry: str, ui: "Ui", *, yes: bool) -> int:
     before = text_of(config) or ""
     wanted = with_include(before, ours)
     if wanted != before and not yes and not ui.agree(f"add one line to {shown(config)}, at its top: Include {ours}?"):
-        raise Cancelled("nothing was written")
+        raise Cancelled("nothing was written", "podctl ssh-config prints the entry, to put it anywhere")
     put(ours, with_entry(text_of(ours) or "", name, entry), 0o600)
     if wanted != before:
         put(config, wanted, 0o600, keep_mode=True)

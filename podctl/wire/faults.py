@@ -7,7 +7,7 @@ import shlex
 import socket
 from pathlib import Path
 
-from podctl.errors import MissingHere, PodctlError, Unreachable
+from podctl.errors import MissingHere, PodctlError, Unreachable, Untrusted
 from podctl.pods import SshAddress
 from podctl.wire.known import Target
 
@@ -61,23 +61,23 @@ def broken(address: SshAddress) -> Unreachable:
     return Unreachable(f"the connection to {address.host} broke", "try again: it is made anew")
 
 
-def other_host_key(address: SshAddress) -> Unreachable:
-    return Unreachable(
+def other_host_key(address: SshAddress) -> Untrusted:
+    return Untrusted(
         f"{address.host} answers with another host key than the announced one; nothing was sent",
         "is this still your machine? If so, mend its line in ~/.ssh/known_hosts or pod.ssh.host_key",
     )
 
 
-def refused_key(address: SshAddress, target: Target, said: str) -> Unreachable:
+def refused_key(address: SshAddress, target: Target, said: str) -> Untrusted:
     """No key of ours was accepted. The reason is often on this side, and ssh does not say it."""
     who = f"{target.user}@{address.host}" if target.user else address.host
     for path in target.keys:
         key = Path(path).expanduser()
         reason = key_fault(key, said)
         if reason and (address.key or key.exists()):
-            return Unreachable(f"{who} can't be logged into: {reason[0]}", reason[1])
+            return Untrusted(f"{who} can't be logged into: {reason[0]}", reason[1])
     offered = f"the key {address.key}" if address.key else "any key of yours"
-    return Unreachable(
+    return Untrusted(
         f"{who} does not accept {offered}",
         "put its .pub into ~/.ssh/authorized_keys there, or name another: pod.ssh.key, pod.ssh.user",
     )

@@ -84,7 +84,7 @@ def test_a_first_run_on_this_machine_goes_as_the_guide_says(reader: Reader) -> N
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.skipif(bool(netpod.why_not()), reason=netpod.why_not())
-@pytest.mark.skipif("train over ssh" in PENDING, reason="podctl does not train over SSH yet")
+@pytest.mark.skipif(bool(pending(GUIDE[SSH])), reason=f"not there yet: {', '.join(pending(GUIDE[SSH]))}")
 def test_a_machine_over_ssh_goes_as_the_guide_says(reader: Reader, tmp_path: Path) -> None:
     with NetPod(tmp_path, "gpubox", tmp_path / "volume", files={"/data/podctl/.keep": ""}) as pod:
         config = Path(reader.env["HOME"]) / ".ssh" / "config"

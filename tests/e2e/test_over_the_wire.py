@@ -37,7 +37,10 @@ def experiment(cli: Cli, machine: Machine, name: str = "tiny", **sections: dict)
             make_corpus(corpus, n, seed=n, name=part)
     train = recipe_dict(Path("corpus"), **{"log": {"every_steps": 5, "tensorboard": True}, **sections})
     stage = {
-        "run": 'mkdir -p "$PODCTL_VOLUME/data" && cp -R corpus "$PODCTL_VOLUME/data/"',
+        # a job that prints its secret in every form, as a careless library does
+        "run": 'mkdir -p "$PODCTL_VOLUME/data" && cp -R corpus "$PODCTL_VOLUME/data/" && echo "told: $MY_TOKEN" &&'
+        + ' python -c \'import base64, json, os, urllib.parse as u; s = os.environ["MY_TOKEN"]; print(u.quote(s,'
+        + ' safe=""), json.dumps(s), *(base64.b64encode(b":" * n + s.encode()) for n in range(3)))\'',
         "outputs": ["corpus/train.jsonl"],
     }
     pod = {"provider": "ssh", "max_hours": 0.2, "secrets": ["MY_TOKEN"], **machine.pod_section}
@@ -70,8 +73,10 @@ class Leaks:
 
     def __init__(self) -> None:
         self.seen: set[bytes] = set()
+        self.tmux: set[bytes] = set()
 
-    def sample(self) -> None:
+    def sample(self, machine: Machine) -> None:
+        self.tmux.update(machine.tmux_environments())
         for process in Path("/proc").iterdir():
             if process.name.isdigit():
                 try:
@@ -102,7 +107,7 @@ def test_the_whole_way_over_a_link_that_breaks(machine: Machine, cli: Cli, tmp_p
 
     # begun and left: training goes on
     process = cli.start("train", "--config", file)
-    until(lambda: (leaks.sample(), (machine.volume / "runs").exists() and progress(the_run(machine)) > 5)[1], "steps")
+    until(lambda: (leaks.sample(machine), any(progress(r) > 5 for r in machine.volume.glob("runs/tiny-*")))[1], "steps")
     run = the_run(machine)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=30)
@@ -125,7 +130,7 @@ def test_the_whole_way_over_a_link_that_breaks(machine: Machine, cli: Cli, tmp_p
             trouble()
             at = (run / "log").stat().st_size
             until(lambda at=at: seen() > at, "the log goes on")
-            leaks.sample()
+            leaks.sample(machine)
 
         # curves, through a tunnel that is made again
         board = cli.start("tensorboard", "--no-browser", "--json")
@@ -167,7 +172,9 @@ def test_the_whole_way_over_a_link_that_breaks(machine: Machine, cli: Cli, tmp_p
     for name in ("log", "metrics.jsonl", "export/config.json", "reports/summary.json"):
         assert (tmp_path / "pulled" / name).read_bytes() == (run / name).read_bytes(), name
 
-    texts |= {f"tmux environment {i}": text for i, text in enumerate(machine.tmux_environments())}
+    assert leaks.tmux
+    assert b"told: ***" in log
+    texts |= {f"environment of tmux {i}": text for i, text in enumerate(leaks.tmux)}
     leaks.assert_nowhere(machine.volume, cli.home, cli.project / ".podctl", *machine.disks, texts=texts)
 
 

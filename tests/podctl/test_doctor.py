@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from support.machines import Machine, sshd_machine
 from support.podctl_cli import Cli
 
 from podctl import probe
@@ -338,3 +339,65 @@ def test_a_ledger_with_a_torn_line_is_told(cli: Cli):
     ledger.write_bytes(whole)
     assert done.code == 0
     assert "! a line of the ledger can't be read; the others tell of 1 run" in done.stdout
+
+
+# over a real sshd
+
+
+@pytest.fixture
+def machine(cli: Cli, tmp_path: Path):
+    with sshd_machine(tmp_path) as machine:
+        cli.env |= machine.env
+        yield machine
+
+
+def test_the_machine_of_an_experiment_is_examined(cli: Cli, machine: Machine):
+    path = cli.experiment(provider="ssh", **machine.pod_section)
+    done = cli("doctor", "-c", path, "--json")
+    assert done.code == 0, done
+    there = {f["about"]: f for f in done.lines if f.get("where", "here") != "here"}
+    assert {"ssh", "tmux", "python", "environment", "volume", "disk", "gpu"} <= set(there)
+    assert there["ssh"]["text"].startswith("answers within")
+    assert there["volume"]["level"] == "ok"
+    assert there["disk"]["text"].startswith(f"disk {machine.pod_section['ssh']['disk']} will be made")
+    assert not Path(machine.pod_section["ssh"]["disk"]).exists(), "looking makes nothing"
+    assert "torch" not in {f.get("about") for f in done.lines}, "it is not needed here"
+
+
+def test_a_living_run_there_is_named(cli: Cli, machine: Machine):
+    path = cli.experiment("sleep 60", provider="ssh", **machine.pod_section)
+    assert cli("train", "-c", path, "--yes", "--detach").code == 0
+    done = cli("doctor", "-c", path)
+    assert f"runs there already: {cli.events()[0]['run']}" in done.stdout
+    assert cli("stop").code == 0
+
+
+def test_a_machine_that_does_not_answer_is_a_finding_with_its_own_code(cli: Cli, machine: Machine):
+    section = {"host": "127.0.0.1", "port": 1, "host_key": machine.pod_section["ssh"]["host_key"]}
+    done = cli("doctor", "-c", cli.experiment(provider="ssh", ssh=section, volume="/data"))
+    assert done.code == 6, done
+    assert "✗ 127.0.0.1:1: " in done.stdout
+    assert "✓ git" in done.stdout
+
+
+def test_a_host_key_that_nobody_knows_is_a_finding(cli: Cli, machine: Machine):
+    section = {k: v for k, v in machine.pod_section["ssh"].items() if k != "host_key"}
+    done = cli("doctor", "-c", cli.experiment(provider="ssh", ssh=section, volume="/data"))
+    assert done.code == 6, done
+    assert "host key of 127.0.0.1 is not known" in done.stdout
+
+
+def test_init_checks_the_machine_that_it_wrote_down(cli: Cli, machine: Machine):
+    ssh = machine.pod_section["ssh"]
+    folder = Path(cli.env["HOME"]) / ".ssh"
+    (folder / "known_hosts").write_text(f"[127.0.0.1]:{ssh['port']} {ssh['host_key']}\n")
+    (folder / "config").write_text(f'Host gpubox\n  HostName 127.0.0.1\n  Port {ssh["port"]}\n  User {ssh["user"]}\n'
+                                   f'  IdentityFile "{ssh["key"]}"\n  IdentitiesOnly yes\n'
+                                   f'  UserKnownHostsFile "{folder}/known_hosts"\n')  # fmt: skip
+    done = cli("init", "--yes", "--ssh", "gpubox", "--volume", machine.pod_section["volume"])
+    assert "✓ gpubox: answers within" in done.stdout, done
+    assert done.code == 0, done
+    assert "ssh: gpubox\n" in (cli.project / "experiment.yaml").read_text()
+    again = cli("init", "--yes", "--ssh", "gpubox", "--volume", machine.pod_section["volume"], "--json")
+    assert again.lines[0]["changed"] == []
+    assert {"init", "finding"} == {line["event"] for line in again.lines}

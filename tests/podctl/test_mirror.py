@@ -31,10 +31,10 @@ class Counting(CutHost):
     break_after = 1 << 62
 
     def stream(self, argv, *, stdin=None):
-        return _counting(self, super().stream(argv, stdin=stdin))
+        return Counted(self, super().stream(argv, stdin=stdin))
 
 
-class _counting:
+class Counted:
     def __init__(self, host, inner):
         self.host, self.inner = host, inner
 
@@ -246,8 +246,15 @@ def test_a_machine_that_names_other_files_writes_none_of_them(tmp_path, name):
 
 @pytest.mark.parametrize(
     "answer",
-    [b"bash: welcome\n", b"[]\n", b"{}\n", b'{"path": "a", "at": -1, "bytes": 0, "is_last": true, "mtime_ns": 0}\n']
-    + [b'{"path": "a", "at": 0, "bytes": 99999999999, "is_last": true, "mtime_ns": 0}\n', b"\xff\n", b"3\n"],
+    [
+        b"bash: welcome\n",
+        b"[]\n",
+        b"{}\n",
+        b"\xff\n",
+        b"3\n",
+        b'{"path": "a", "at": -1, "bytes": 0, "is_last": true, "mtime_ns": 0}\n',
+        b'{"path": "a", "at": 0, "bytes": 99999999999, "is_last": true, "mtime_ns": 0}\n',
+    ],
 )
 def test_an_answer_that_is_none_is_said_to_be_none(answer):
     with pytest.raises(Garbled):

@@ -245,11 +245,19 @@ def test_without_a_terminal_a_minute_of_training_is_one_line(far, host, clock, c
 
 
 def test_a_change_of_phase_is_told_but_not_every_second():
-    last = Pulse(100.0, ("train", "train"))
-    assert not pulse_is_due(last, 101, ("train", "evaluate"))
-    assert pulse_is_due(last, 111, ("train", "evaluate"))
-    assert not pulse_is_due(last, 159, ("train", "train"))
-    assert pulse_is_due(last, 160, ("train", "train"))
+    last = Pulse(100.0, "train")
+    assert not pulse_is_due(last, 101, "evaluate")
+    assert pulse_is_due(last, 111, "evaluate")
+    assert not pulse_is_due(last, 159, "train")
+    assert pulse_is_due(last, 160, "train")
+
+
+def test_while_a_resumed_run_waits_its_turn_the_progress_of_its_last_attempt_is_not_shown(far, clock):
+    far.progress()
+    far.status("starting", phase="queue")
+    view = look(far.run, CutHost(), clock.now())
+    assert view.as_dict()["phase"] == "queue"
+    assert live_line(view, 80).startswith("demo · queue · ")
 
 
 def whole_view(far: FarRun) -> View:

@@ -2,14 +2,13 @@
 
 import contextlib
 import json
-import select
-import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from podctl.errors import Unreachable
+from podctl.host import Stream
 from podctl.localhost import LocalHost
 from podctl.pods import Result, Run
 from remote.control import status_of
@@ -27,6 +26,9 @@ class Time:
         self.slept: list[float] = []
 
     def now(self) -> float:
+        return self.t
+
+    def elapsed(self) -> float:
         return self.t
 
     def sleep(self, seconds: float) -> None:
@@ -69,7 +71,9 @@ class CutHost:
 
     def run(self, argv: Sequence[str], *, stdin: str = "", timeout_s: float = 60) -> Result:
         self._call("run")
-        if argv[-2:-1] == ["status"] and Path(argv[-3]).exists():  # control.py, without the price of a process
+        if argv[-2:-1] == ["status"]:  # control.py, without the price of a process
+            if not Path(argv[-3]).exists():
+                return Result(2, "", f"can't open file {argv[-3]!r}")
             return Result(0, json.dumps(status_of(RunDir(argv[-1]))), "")
         return self._here.run(argv, stdin=stdin, timeout_s=timeout_s)
 
@@ -77,9 +81,9 @@ class CutHost:
         self._call("read")
         return self._here.read(path)
 
-    def pull(self, source, target) -> None:
+    def pull(self, source, target, **names) -> None:
         self._call("pull")
-        self._here.pull(source, target)
+        self._here.pull(source, target, **names)
 
     def follow(self, path, *, offset: int = 0) -> Iterator[bytes]:
         self._call("follow")
@@ -106,19 +110,8 @@ class CutHost:
     @contextlib.contextmanager
     def stream(self, argv: Sequence[str], *, stdin=None) -> Iterator["Heard"]:
         self._call("stream")
-        process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        try:
-            for piece in stdin or ():
-                process.stdin.write(piece)
-            if stdin is not None:
-                process.stdin.close()
-            yield Heard(self, process)
-        finally:
-            process.kill()
-            process.wait()
-            for pipe in (process.stdin, process.stdout, process.stderr):
-                with contextlib.suppress(OSError):
-                    pipe.close()
+        with self._here.stream(argv, stdin=stdin) as stream:
+            yield Heard(self, stream)
 
     def _room(self) -> int:
         borders = [*self.cut_after[:1], *self.ends_after[:1]]
@@ -134,27 +127,21 @@ class CutHost:
 
 
 class Heard:
-    def __init__(self, host: CutHost, process: "subprocess.Popen[bytes]") -> None:
-        self._host, self._process = host, process
+    def __init__(self, host: CutHost, stream: Stream) -> None:
+        self._host, self._stream = host, stream
 
     def __iter__(self) -> Iterator[bytes]:
-        out = self._process.stdout
-        while True:
+        for piece in self._stream:
             self._host._check()
-            ready, _, _ = select.select([out], [], [], 0.1)
-            piece = out.read1(1 << 16) if ready else b""
-            if ready and not piece:
-                self._process.wait()
-                return
             yield piece
 
     @property
     def exit_code(self) -> int | None:
-        return self._process.poll()
+        return self._stream.exit_code
 
     @property
     def stderr(self) -> str:
-        return self._process.stderr.read().decode() if self._process.poll() is not None else ""
+        return self._stream.stderr
 
 
 class FarRun:

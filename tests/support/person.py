@@ -33,7 +33,9 @@ def converse(
             seen += data.decode("utf-8", "replace")
             if todo and todo[0][0] in seen[at:]:
                 at = seen.index(todo[0][0], at) + len(todo[0][0])
-                os.write(ours, todo.pop(0)[1].encode())
+                for letter in todo.pop(0)[1]:
+                    os.write(ours, letter.encode())
+                    time.sleep(0.003)  # tmux takes what comes quicker for a paste
             if not data and process.poll() is not None:
                 break
         assert process.poll() is not None, f"it still runs:\n{seen}"
