@@ -206,6 +206,22 @@ def test_df_that_finds_too_little_room_is_told_before_anything_is_sent(tmp_path:
     assert not (tmp_path / "data" / "x").exists()
 
 
+def test_a_large_upload_is_measured_priced_and_asked_about_before_it_begins(wire, tmp_path: Path, capsys):
+    file = tmp_path / "large"
+    with file.open("wb") as f:
+        f.truncate(250 * MB)
+    for ui in (Ui(), Ui(as_json=True)):
+        with pytest.raises(BadInput, match="nobody can be asked"):
+            push_data(wire, [file], tmp_path / "data", "", Desk(ui, SystemClock()), usd_per_hour=900.0)
+    out, err = capsys.readouterr()
+    assert "250.0 MB in 1 file at about" in err
+    assert "; the machine costs $" in err
+    (told,) = map(json.loads, out.splitlines())
+    assert (told["event"], told["bytes"], told["files"]) == ("estimate", 250 * MB, 1)
+    assert told["usd"] > 0
+    assert wire.sent < 9 * MB  # two probes
+
+
 def test_pull_brings_what_lacks_and_goes_on_after_a_cut(wire, desk, tmp_path: Path):
     there, here = tmp_path / "there", tmp_path / "here"
     noise(there / "a" / "big.bin", 6 * MB)
