@@ -27,6 +27,7 @@ from remote.clock import Clock, duration
 USUAL_PORT = 6006
 START_S = 60.0  # until it answers: a cold start over a network volume is slow
 LOOK_S = 5.0  # between two looks at whether the tunnel still listens
+AGAIN = "it is opened anew under the same address"
 SERVING = re.compile(r"TensorBoard \S+ at https?://\S*?:(\d+)/")
 
 
@@ -115,7 +116,7 @@ def serving(curves: Curves, port: int, clock: Clock) -> Iterator[Served]:
     here = isinstance(curves.host, LocalHost)
     argv = [curves.python, "-P", "-m", "tensorboard.main", "--logdir", curves.logdir, "--host", "127.0.0.1"]
     if not is_free(port):  # after a break: whatever held the old tunnel needs a moment to let go
-        raise Unreachable(f"port {port} is taken on this machine")
+        raise Unreachable(f"port {port} is taken on this machine", "end what listens there, or --port with another")
     with curves.host.stream([*argv, "--port", str(port if here else 0)]) as stream:
         pieces = iter(stream)
         remote_port = port if here else _its_port(stream, pieces, clock)
@@ -168,11 +169,11 @@ def _stay(served: Served, port: int, clock: Clock) -> None:
     for _ in served.pieces:
         now = clock.elapsed()
         if now - ticked_at > ASLEEP_S:
-            raise Unreachable(f"this machine slept for {duration(now - ticked_at)}")
+            raise Unreachable(f"this machine slept for {duration(now - ticked_at)}", AGAIN)
         if now - looked_at > LOOK_S:
             looked_at = now
             if is_free(port):
-                raise Unreachable("the tunnel is closed")
+                raise Unreachable("the tunnel is closed", AGAIN)
         ticked_at = now
     raise PodctlError(f"TensorBoard ended by itself, and said: {_last_word(served.stream)}")
 
