@@ -29,7 +29,7 @@ do
   if [ $code = 0 ]; then found=$(command -v "$p"); say python "$found"; break; fi
 done
 for d in "$volume/runs" "$disk/trees/$project" "$disk/src" "$disk/tool"; do
-  e=$(mkdir -p "$d" 2>&1) && e=$( { echo >"$d/.podctl-$$"; } 2>&1 ) && e=$(rm -f "$d/.podctl-$$" 2>&1) && continue
+  e=$(mkdir -p "$d" 2>&1) && e=$( { date >"$d/.podctl-$$"; } 2>&1 ) && e=$(rm -f "$d/.podctl-$$" 2>&1) && continue
   say trouble "$d: $(printf %s "$e" | tr '\n' ' ')"; break
 done
 say volume_free_kb "$(df -Pk "$volume" 2>/dev/null | awk 'NR == 2 { print $4 }')"
