@@ -115,7 +115,7 @@ def test_check_speaks_json_and_names_what_differs(tmp_path: Path) -> None:
     new = write_experiment(tmp_path / "new.yaml", recipe_dict(tmp_path, optim={"lr": 0.5}))
     done = check(str(new), "--against", str(old), "--json")
     assert done.returncode == 2
-    assert json.loads(done.stdout) == {"mistakes": [], "changes": ["optim.lr: 0.003 → 0.5"]}
+    assert json.loads(done.stdout) == {"mistakes": [], "changes": ["optim.lr: 0.003 → 0.5"], "exceptions": []}
 
 
 @pytest.mark.parametrize(
