@@ -35,7 +35,7 @@ class Recipe(Section):
         return self
 
     def exceptions(self) -> list[str]:
-        """Which laws this training breaks, a sentence each, because it was asked to: told by `check` and at the start."""
+        """Which laws this training breaks as it was asked to, a sentence each: told by `check` and at the start."""
         return []
 
     def debugged(self) -> "Recipe":

@@ -48,8 +48,8 @@ class TdtModel(Section):
     from_scratch: TdtScratch | None = Field(default=None, description="instead of name: fresh weights")
     vocabulary: Literal["tokenizer", "transcripts"] = Field(
         default="tokenizer",
-        description="tokenizer: the model's own; transcripts: the training set's characters, with fresh prediction and "
-        "joint networks",
+        description="tokenizer: the model's own; transcripts: the training set's characters, with a fresh embedding "
+        "and last layer",
     )
     letters: list[str] | None = Field(
         default=None,

@@ -1,7 +1,7 @@
 """CTC (Graves et al., 2006): wav2vec 2.0, HuBERT and WavLM over the wave, Parakeet over log-mel, and one linear layer.
 
 What an utterance yields is what the stock model yields for it alone and unpadded: padding is masked everywhere, also
-where the stock model does not (wav2vec 2.0's first norm, over the whole padded time). Exports load in plain transformers.
+where the stock model does not (wav2vec 2.0's first norm, over all padded time). Exports load in plain transformers.
 
 B batch · T samples (16 kHz) · M mel bins · F mel frames (10 ms) · P encoder frames · D model width · L labels
 V vocabulary
