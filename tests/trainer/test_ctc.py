@@ -8,6 +8,7 @@ import pytest
 import soundfile
 import torch
 from support.speech import ctc_dict, make_corpus, tone
+from support.waits import Waits
 from torch import nn
 from transformers import AutoModelForCTC, AutoProcessor
 
@@ -347,6 +348,22 @@ def test_gradient_checkpointing_changes_no_gradient(tmp_path: Path, kind: str) -
         gradients.append([p.grad for p in parts.module.parameters() if p.grad is not None])
     assert len(gradients[0]) > 10
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(*gradients, strict=True))
+
+
+# transformers looks whether a mask masks anything before it takes sdpa; `x[mask] = 0` becomes masked_fill on a GPU
+KNOWN_WAITS = {"wav2vec2": {"_local_scalar_dense": 1, "boolean index": 2}, "wavlm": {"boolean index": 2}}
+
+
+def test_a_step_asks_the_device_nothing_but_what_is_known(tmp_path: Path, kind: str) -> None:
+    task = make_task(tmp_path, kind, augment={"spec": {"p": 1.0, "freq_width": 4}})
+    parts = task.build()
+    parts.module.train()
+    examples = by_length(task, corpus(tmp_path, task, 8))[0]
+    batch = task.collate(task.load(examples, [Draw(i) for i in range(len(examples))]))
+    with Waits() as waits:
+        task.losses(parts.module, task.prepare(batch, parts, True))["ctc"].sum().backward()
+    family = {"wav2vec2-layer": "wav2vec2", "hubert": "wav2vec2"}.get(kind, kind)
+    assert dict(waits.found) == KNOWN_WAITS.get(family, {})
 
 
 def test_a_model_of_another_kind_or_without_a_tokenizer_is_one_sentence(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import pytest
 import soundfile
 import torch
 from support.speech import make_corpus, tdt_dict, tone
+from support.waits import Waits
 from torch import nn
 from transformers import AutoProcessor, ParakeetForRNNT, ParakeetForTDT
 from transformers.loss.loss_tdt import tdt_loss
@@ -221,6 +222,17 @@ def test_what_can_not_be_learnt_is_bad_with_its_reason(tmp_path: Path) -> None:
     task.durations = [1, 2, 3]
     (bad,) = task.load([replace(good, text="low " * 9)], [Draw(0)])
     assert "35 tokens does not fit the 20 frames" in bad.reason
+
+
+def test_a_step_asks_the_device_nothing(tmp_path: Path, kind: str) -> None:
+    task = make_task(tmp_path, kind, augment={"spec": {"p": 1.0}}, transducer={"omega": 0.1})
+    parts = task.build()
+    parts.module.train()
+    examples = by_length(task, corpus(tmp_path, task, 8))[0]
+    batch = task.collate(task.load(examples, [Draw(i) for i in range(len(examples))]))
+    with Waits() as waits:
+        task.losses(parts.module, task.prepare(batch, parts, True))["transducer"].sum().backward()
+    assert not waits.found
 
 
 def test_a_model_of_another_kind_is_one_sentence(tmp_path: Path) -> None:
