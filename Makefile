@@ -9,10 +9,10 @@ export SPOKEN_DIGITS_DIR ?= $(abspath $(DIGITS))
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check env system slow e2e chaos bench clean
+.PHONY: help demo test check env system slow e2e chaos bench image image-push image-run docs clean
 
 help: ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 demo: env system ## train a tiny Whisper on synthetic speech, here, from nothing to a WER
 	$(VENV)/bin/podctl train --config configs/demo.yaml --local --yes
@@ -49,6 +49,19 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 system: ## tmux, rsync, OpenSSH, espeak-ng, by the system's package manager
 	@PYTHON=$(PYTHON) tools/system-packages.sh
+
+IMAGE ?= podctl:dev
+image: ## the container image of a pod (Docker or Podman): make image IMAGE=registry/me/podctl:1
+	@image/engine.sh build $(IMAGE)
+
+image-push: ## send it to its registry
+	@image/engine.sh push $(IMAGE)
+
+image-run: ## try it here, ssh on port 2222
+	@image/engine.sh run $(IMAGE)
+
+docs: env ## the pages that are generated from the code: docs/reference
+	PYTHONPATH=. $(PY) tools/reference.py
 
 clean: ## remove what the tools left, not the runs
 	rm -rf .pytest_cache .mypy_cache .ruff_cache *.egg-info

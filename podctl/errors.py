@@ -6,6 +6,7 @@ PodctlError                  1   the run failed, or nothing better is known
 ├── NoCapacity               4   nobody rents out such a machine now
 ├── ProviderUnclear          5   the provider gave no clear answer; a machine may have been made
 ├── Unreachable              6   the pod does not answer
+│   └── Untrusted            6   another answers, or it lets none of our keys in: trying again is no use
 ├── LimitReached             7   a limit of the experiment ended the run
 ├── Busy                     8   the run is going already
 ├── MissingHere              9   something is missing on this machine
@@ -52,6 +53,10 @@ class ProviderUnclear(PodctlError):
 
 class Unreachable(PodctlError):
     exit_code = 6
+
+
+class Untrusted(Unreachable):
+    """Not for a moment: the host key is another than the announced one, or no key of ours is accepted."""
 
 
 class LimitReached(PodctlError):

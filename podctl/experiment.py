@@ -30,7 +30,7 @@ class Part(BaseModel):
 class Hold(Part):
     """Keep the pod for a while after the end, and pay for it."""
 
-    hold: str = Field(pattern=r"^\d+[mh]$", description="30m, 2h")
+    hold: str = Field(pattern=r"^\d+[mh]$", description="how long, in minutes or hours: 30m, 2h")
 
 
 Ending = Literal["stop", "terminate"] | Hold
@@ -68,8 +68,8 @@ class PodSection(Part):
 
     provider: str = Field(default="local", description="who rents it out: local, ssh")
     ssh: SshSection | None = Field(default=None, description="with provider: ssh, how to reach the machine")
-    gpu: tuple[str, ...] = Field(default=(), description="ranked: the first that is to be had")
-    gpu_count: int = Field(default=1, ge=1, le=64)
+    gpu: tuple[str, ...] = Field(default=(), description="names of GPUs, ranked: the first that is to be had")
+    gpu_count: int = Field(default=1, ge=1, le=64, description="GPUs of one machine")
     data_centers: tuple[str, ...] = Field(default=(), description="ranked; empty: wherever the volume is")
     volume: str | None = Field(
         default=None, description="a network volume's name or id; with provider: ssh, a folder's path there"
@@ -80,7 +80,9 @@ class PodSection(Part):
         gt=0, le=24 * 30, description="hours until the run is saved and stopped; no default: it costs"
     )
     max_usd: float | None = Field(default=None, gt=0, description="dollars, over all attempts of a run")
-    max_usd_per_hour: float | None = Field(default=None, gt=0, description="dollars an hour")
+    max_usd_per_hour: float | None = Field(
+        default=None, gt=0, description="no dearer machine than this, dollars an hour"
+    )
     on_success: Ending | None = Field(default=None, description="what becomes of the pod: stop, terminate, {hold: 30m}")
     on_failure: Ending | None = Field(default=None, description="as on_success")
     spot: bool = Field(default=False, description="cheaper, and taken away at any moment")
@@ -128,16 +130,18 @@ class PodSection(Part):
 class PrepStage(Part):
     """`prep:`, a shell command before the training, skipped where its outputs are newer than its inputs."""
 
-    run: str = Field(min_length=1)
+    run: str = Field(min_length=1, description="a shell command, in the project, on the machine that trains")
     inputs: tuple[str, ...] = Field(default=(), description="relative to the volume's data/")
     outputs: tuple[str, ...] = Field(default=(), description="relative to the volume's data/")
 
 
 class ExperimentFile(Part):
+    """Its name, the machine, what is prepared, what is trained."""
+
     name: str = Field(pattern=NAME, description="a-z, 0-9 and -, at most 30")
     pod: PodSection
     prep: tuple[PrepStage, ...] = ()
-    train: Any = None
+    train: Any = Field(default=None, description="what is trained, and how; without it, pod.command says what runs")
 
 
 @dataclass(frozen=True)

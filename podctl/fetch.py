@@ -2,18 +2,20 @@
 
 import contextlib
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path, PurePath, PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from podctl import ledger as events
-from podctl.errors import PodctlError
+from podctl.errors import BadInput, PodctlError
 from podctl.host import Host, write
 from podctl.ledger import Event, Ledger
 from podctl.pods import Run
 from podctl.runs import View, run_dir
-from podctl.ui import money
+from podctl.transfer import Desk, Outcome, pull_data
+from podctl.ui import money, shown
 from remote.rundir import LOST, STOPPED, SUCCEEDED, RunDir
 
 EXPORT_SMALL_KB = 1024  # an export's configuration and tokeniser, not its weights
@@ -125,7 +127,9 @@ def best_checkpoint(where: RunDir, host: Host) -> str:
 def close_books(view: View, ledger: Ledger, project: str) -> None:
     """The end and the bill of the newest attempt, once."""
     run = view.run
-    ended = view.status.ended_at if view.status is not None and view.status.ended_at else view.now
+    ended = view.now
+    if view.status is not None and view.status.ended_at:  # by the machine's clock; a bill goes by ours
+        ended = min(view.now, view.status.ended_at - view.skew_s)
     hours = max(0.0, ended - (run.started_at or ended)) / 3600
     end = Event(
         view.now, events.STOPPED, run.id, project, run.provider, run.name, run.pod, detail={"state": view.state}
@@ -140,26 +144,38 @@ def results_dir(run: Run) -> Path:
 
 
 def fetch_results(where: RunDir, host: Host, target: Path) -> None:
-    """Everything small: log, metrics, events, reports, provenance, and what of the export is no weight."""
+    """Everything small: log, metrics, events, reports, provenance, what of the export is no weight. Two commands."""
     ignore_results(target)
     keep_there = {where.checkpoints.name, where.export.name, where.writer.name}
-    for name in _names_in(where.root, host):
-        if name not in keep_there:
-            _pull(host, where.root / name, target / name)
-    small = host.run(["find", str(where.export), "-type", "f", "-size", f"-{EXPORT_SMALL_KB}k", "-print0"])
-    for path in filter(None, small.stdout.split("\0")):
-        _pull(host, Path(path), target / where.export.name / Path(path).relative_to(where.export))
+    small = f'find "./$2" -type f -size -{EXPORT_SMALL_KB}k -print0'
+    script = f'cd -- "$1" && find . -mindepth 1 -maxdepth 1 -print0 && {{ [ ! -d "$2" ] || {small}; }}'
+    listed = host.run(["sh", "-c", script, "sh", str(where.root), where.export.name])
+    names = sorted(name.removeprefix("./") for name in listed.stdout.split("\0") if name)
+    names = [name for name in names if name not in keep_there and not name.endswith(".tmp")]
+    if names:  # without any it would be all
+        host.pull(where.root, target, names=names)
 
 
-def pull_all(where: RunDir, host: Host, target: Path, *, checkpoints: bool) -> None:
-    """Everything with the exported model; checkpoints only when asked for, since they are large. Raises PodctlError."""
-    if not host.run(["test", "-d", str(where)]).ok:
-        raise PodctlError(f"there is no {where}", "the run never began, or its directory was removed")
+def pull_all(
+    where: RunDir, host: Host, target: Path, desk: Desk, *, checkpoints: bool, names: Sequence[str] = ()
+) -> Outcome:
+    """Everything with the exported model, checkpoints only when asked for, since they are large; or only what is named.
+
+    Resumed and verified by hash. Raises BadInput, PodctlError, OSError for this disk.
+    """
+    names = [os.path.normpath(name) for name in names]
+    for name in names:
+        if name.startswith(("/", "..")) or name == ".":
+            raise BadInput(f"{shown(name)} is not in the run's directory", "name what is, as reports or log")
     ignore_results(target)
-    leave = {where.writer.name} | (set() if checkpoints else {where.checkpoints.name})
-    for name in _names_in(where.root, host):
-        if name not in leave:
-            _pull(host, where.root / name, target / name)
+    leave = {where.writer.name} | (set() if checkpoints or names else {where.checkpoints.name})
+    try:
+        return pull_data(host, where.root, target, desk, names=names, leave=sorted(leave))
+    except FileNotFoundError as e:
+        if str(e.filename) == str(where.root):
+            hint = "the run never began, or its directory was removed"
+            raise PodctlError(f"there is no {where}", hint) from e
+        raise
 
 
 def ignore_results(results: Path) -> None:
@@ -176,18 +192,6 @@ def _noting(trouble: list[str], what: str) -> Iterator[None]:
         yield
     except (OSError, PodctlError) as e:
         trouble.append(f"{what}: {e}")
-
-
-def _names_in(root: PurePath, host: Host) -> Sequence[str]:
-    listed = host.run(["find", str(root), "-mindepth", "1", "-maxdepth", "1", "-print0"])
-    return sorted(PurePosixPath(p).name for p in listed.stdout.split("\0") if p and not p.endswith(".tmp"))
-
-
-def _pull(host: Host, source: PurePath, target: Path) -> None:
-    try:
-        host.pull(source, target)
-    except FileNotFoundError:
-        pass  # it went away while we looked
 
 
 def _object(data: bytes | None) -> dict[str, Any]:

@@ -54,8 +54,9 @@ class Host(Protocol):
         """Make the target directory hold the source's files, those named or all, and no others."""
         ...
 
-    def pull(self, source: PurePath, target: Path) -> None:
-        """Bring a file or a directory; what is here and gone there stays. Raises FileNotFoundError."""
+    def pull(self, source: PurePath, target: Path, *, names: Sequence[str] = ()) -> None:
+        """Bring a file or a directory, or what is named below it and there; what is here and gone there stays. Raises
+        FileNotFoundError where there is no source."""
         ...
 
     def read(self, path: PurePath) -> bytes | None:

@@ -1,13 +1,14 @@
 """Steps 7 to 9 of a train: from a plan to a run that goes on by itself.
 
-Whatever goes wrong after something was started is undone, or named. Each step may be repeated.
+Whatever goes wrong after something was started is undone, or named. Each step may be repeated. On a machine that has
+our things already it takes two commands: one that asks, one that starts.
 """
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import os
+import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -15,16 +16,24 @@ from typing import Any
 
 from podctl import ledger as events
 from podctl import runs, source, version
-from podctl.errors import PodctlError
-from podctl.host import Host, host_of, write
+from podctl.errors import Busy, PodctlError, Unreachable
+from podctl.facts import Facts, gather, python_words, refuse_what_is_missing, whole
+from podctl.host import Host, host_of
 from podctl.ledger import Event, Ledger
 from podctl.pods import Boot, Pod, Run
-from podctl.prepare import Prepared, local_python
+from podctl.prepare import Prepared
+from podctl.project import Project
 from podctl.providers.base import Provider
+from podctl.sending import answer_of, send_tool, send_tree
+from podctl.settings import state_dir
 from podctl.trainer_check import tool_root
-from podctl.ui import Ui
+from podctl.trees import Tree, read_tree
+from podctl.ui import Ui, size
 from remote.clock import CLOCK_FILE, Clock, duration
 from remote.rundir import Job, Volume
+
+ASK_AGAIN = 4  # times, where the link broke while the order was on its way
+ASK_AGAIN_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -43,43 +52,46 @@ def launch(p: Prepared, ui: Ui, clock: Clock, project_ledger: Ledger | None = No
         book.append(Event(clock.now(), event, p.plan.run_id, p.project.id, p.provider.name, p.lineage,
                           pod.id if pod else "", usd_per_hour, detail=dict(detail)))  # fmt: skip
 
-    record(events.INTENT, pod_name=p.plan.pod_name, project_root=str(p.project.root))
-    with contextlib.ExitStack() as undo:
-        pod = rent(p, record)
-        undo.callback(give_back, p.provider, pod, record)
-        host = host_of(pod)
-        host.run(["true"])
-        where = Volume(pod.volume_dir).run(p.plan.run_id)
-        tool_dir, stamp = send_tool(host, pod)
-        source_dir = send_source(p, host, pod, ui, clock)
-        offset, attempt_before = what_was_before(host, where.status, where.log)
-        write_run(p, host, pod, tool_dir, stamp, source_dir, attempt_before)
-        secrets_file = send_secrets(p, host)
-        if secrets_file:
-            undo.callback(host.run, ["rm", "-f", secrets_file])
-        socket = private_dir(host, "/tmp") / f"{hashlib.sha256(str(where).encode()).hexdigest()[:8]}.sock"
-        # where to find it is on disk before it runs: a podctl that dies in between must not lose a living run
-        record(
-            events.READY,
-            pod,
-            run_dir=str(where),
-            tool_dir=str(tool_dir),
-            python=local_python(),
-            socket=str(socket),
-            secrets_file=secrets_file,
-            attempt_before=attempt_before,
-        )
-        undo.callback(host.run, ["tmux", "-S", str(socket), "kill-server"])
-        start_session(p, host, pod, str(where), tool_dir, str(socket), secrets_file)
-        record(events.LAUNCHED, pod)
-        undo.pop_all()
-    return Launched(book.runs()[p.plan.run_id], host, offset)
+    tree = read_tree(p.snapshot.root, p.snapshot.files)
+    with source.tool_tree(tool_root()) as (stamp, tool):
+        record(events.INTENT, pod_name=p.plan.pod_name, project_root=str(p.project.root))
+        with contextlib.ExitStack() as undo:
+            pod = rent(p, record)
+            undo.callback(give_back, p.provider, pod, record)
+            begun = clock.now()
+            host = host_of(pod)
+            facts = gather(host, pod, run_id=p.plan.run_id, project=p.project.id, tree=tree.id, stamp=stamp)
+            refuse_what_is_missing(facts)
+            pod = whole(pod, facts)
+            if pod.ssh is not None:
+                ui.done(f"{host.name} answered after {duration(clock.now() - begun)}")
+            tool_dir = send_tool(host, facts, stamp, tool)
+            source_dir = PurePosixPath(facts.disk, "src", p.plan.run_id)
+            send_source(p.project.id, tree, host, facts, tool_dir, ui, clock)
+            order = make_order(p, pod, facts, tree, tool_dir, stamp, source_dir)
+            # where to find it is on disk before it runs: a podctl that dies in between must not lose a living run
+            record(
+                events.READY,
+                pod,
+                run_dir=order["run_dir"],
+                source_dir=str(source_dir),
+                tool_dir=str(tool_dir),
+                python=facts.python,
+                socket=order["socket"],
+                secrets_file=order["secrets_file"],
+                attempt_before=facts.epoch,
+            )
+            start(host, facts, tool_dir, order, clock)
+            record(events.LAUNCHED, pod)
+            undo.pop_all()
+    return Launched(book.runs()[p.plan.run_id], host, facts.log_bytes)
 
 
 def rent(p: Prepared, record: Callable[..., None]) -> Pod:
     """A pod: the run's own, started again, or a new one."""
     before = p.choice.resumes
-    if before is not None and before.pod and p.provider.get(before.pod).state != "gone":
+    can_start = p.provider.can.stop
+    if can_start and before is not None and before.pod and p.provider.get(before.pod).state != "gone":
         pod = p.provider.start(before.pod)
     else:
         pod = p.provider.create(p.plan.pod_name, p.plan.offers[0], p.spec, Boot(env=p.experiment.env))
@@ -97,138 +109,121 @@ def give_back(provider: Provider, pod: Pod, record: Callable[..., None]) -> None
         raise PodctlError(f"{pod.name} ({pod.id}) at {provider.name} may still be there: {e.message}", e.hint) from e
 
 
-def send_tool(host: Host, pod: Pod) -> tuple[PurePosixPath, str]:
-    """remote/ and trainer/, once a version."""
-    with source.tool_tree(tool_root()) as (stamp, tree):
-        target = pod.disk_dir / "tool" / stamp
-        if host.read(target / ".complete") is None:
-            host.push(tree, target)
-            write(host, target / ".complete", stamp + "\n")
-    return target, stamp
-
-
-def send_source(p: Prepared, host: Host, pod: Pod, ui: Ui, clock: Clock) -> PurePosixPath:
-    """The project, into a folder of this run's own: sending never changes another job."""
-    begun = clock.now()
-    target = pod.disk_dir / "src" / p.plan.run_id
-    if p.snapshot.files:
-        host.push(p.snapshot.root, target, files_from=p.snapshot.files)
-    else:
-        host.run(["mkdir", "-p", str(target)])
-    ui.done(f"code sent in {duration(clock.now() - begun)}")
-    return target
-
-
-def what_was_before(host: Host, status: Path, log: Path) -> tuple[int, int]:
-    """The log's size and the number of the last attempt, before this one."""
-    try:
-        attempt = int(json.loads(host.read(PurePosixPath(status)) or b"{}").get("attempt", 0))
-    except (ValueError, AttributeError):
-        attempt = 0
-    counted = host.run(["sh", "-c", 'test -f "$1" && wc -c <"$1"', "sh", str(log)])
-    return int(counted.stdout.strip() or 0) if counted.ok else 0, attempt
-
-
-def write_run(
-    p: Prepared,
-    host: Host,
-    pod: Pod,
-    tool_dir: PurePosixPath,
-    stamp: str,
-    source_dir: PurePosixPath,
-    attempt_before: int,
+def send_source(
+    project: str, tree: Tree, host: Host, facts: Facts, tool_dir: PurePosixPath, ui: Ui, clock: Clock
 ) -> None:
-    """The run directory's own account of what it is; an earlier attempt's stays beside it, numbered."""
+    """The project, as a tree that is never changed: a run works in a copy of its own."""
+    begun = clock.now()
+    sent = send_tree(host, facts, tree, project, tool_dir)
+    took = duration(clock.now() - begun)
+    if sent is None:
+        ui.done("code is there already")
+    else:
+        ui.done(f"code sent in {took}: {sent.n_files} of {len(tree.entries)} files, {size(sent.n_bytes)}")
+
+
+def sync_source(project: Project, pod: Pod, ui: Ui, clock: Clock) -> PurePosixPath:
+    """The project's code as it is now onto a machine, for no run in particular; the folder there, never to be changed.
+
+    Raises PodctlError.
+    """
+    snap = source.snapshot(project, exclude=state_dir())
+    tree = read_tree(snap.root, snap.files)
+    host = host_of(pod)
+    with source.tool_tree(tool_root()) as (stamp, tool):
+        facts = gather(host, pod, project=project.id, tree=tree.id, stamp=stamp)
+        refuse_what_is_missing(facts)
+        tool_dir = send_tool(host, facts, stamp, tool)
+        send_source(project.id, tree, host, facts, tool_dir, ui, clock)
+    return facts.disk / "trees" / project.id / tree.id
+
+
+def make_order(
+    p: Prepared, pod: Pod, facts: Facts, tree: Tree, tool_dir: PurePosixPath, stamp: str, source_dir: PurePosixPath
+) -> dict[str, Any]:
+    """What `desk.py start` needs: the run's own account of what it is, its secrets, and how its runner is started."""
     where = Volume(pod.volume_dir).run(p.plan.run_id)
     patch = source.make_patch(p.snapshot)
-    account = source.provenance(p.snapshot, f"{version()}+{stamp}", patch)
-    if p.experiment.trains:
-        command = [
-            "trainer",
-            "train",
-            str(where.experiment),
-            "--run-dir",
-            str(where),
-            *(["--debug"] if p.debug else []),
-        ]
-    else:
-        own = p.experiment.pod.command
-        command = ["bash", "-c", own] if isinstance(own, str) else list(own or ())
+    account = source.provenance(p.snapshot, f"{version()}+{stamp}", patch) | {"tree": tree.id}
     job = Job(
         run_id=p.plan.run_id,
         project=p.project.id,
         source_dir=str(source_dir),
         tool_dir=str(tool_dir),
-        command=command,
+        command=command_of(p, str(where.experiment), str(where)),
         prep=p.experiment.stages,
         env=dict(p.experiment.env),
         max_hours=p.plan.max_hours,
     )
-    texts = {
-        where.experiment: p.experiment.yaml,
-        where.source: _json_text(account),
-        where.patch: patch,
-        where.job: _json_text(dataclasses.asdict(job)),
+    files = {
+        where.experiment.name: p.experiment.yaml,
+        where.source.name: _json_text(account),
+        where.patch.name: patch,
+        where.job.name: _json_text(dataclasses.asdict(job) | {"queue": p.queue}),
     }
-    for path, text in texts.items():
-        old = host.read(PurePosixPath(path))
-        if old is not None and old != text.encode("utf-8", "surrogateescape") and attempt_before:
-            host.run(["cp", "-p", str(path), f"{path}.{attempt_before}"])
-        write(host, PurePosixPath(path), text)
-
-
-def send_secrets(p: Prepared, host: Host) -> str:
-    """The named secrets, over stdin, into a file in memory that the runner alone reads; its path, or "" without any."""
     names = p.experiment.pod.secrets
-    if not names:
-        return ""
-    base = "/dev/shm" if host.run(["test", "-d", "/dev/shm", "-a", "-w", "/dev/shm"]).ok else "/tmp"
-    path = private_dir(host, base) / f"{p.plan.run_id}.json"
-    write(host, path, json.dumps({name: p.settings.secret(name) for name in names}), mode="600")
-    return str(path)
-
-
-def start_session(
-    p: Prepared, host: Host, pod: Pod, where: str, tool_dir: PurePosixPath, socket: str, secrets_file: str
-) -> None:
-    """The runner, in a tmux server of its own. Raises PodctlError."""
+    secrets_file = str(facts.private / f"{p.plan.run_id}.json") if names else ""
+    is_here = pod.ssh is None
     env = {
         "PODCTL_VOLUME": str(pod.volume_dir),
         "PODCTL_DISK": str(pod.disk_dir),
-        "PODCTL_PYTHON": local_python(),
+        "PODCTL_PYTHON": pod.python,
         "PODCTL_SECRETS": secrets_file,
-        CLOCK_FILE: os.environ.get(CLOCK_FILE, ""),
-        "HF_HOME": hub_home(p.provider.name),
+        CLOCK_FILE: os.environ.get(CLOCK_FILE, "") if is_here else "",
+        "HF_HOME": hub_home() if is_here else "",
     }
-    tmux = ["tmux", "-S", socket, "-f", "/dev/null"]
-    host.run([*tmux, "kill-server"])  # what is left of an attempt that was given up
-    runner = ["env", *(f"{k}={v}" for k, v in env.items() if v), "bash", str(tool_dir / "remote" / "run.sh"), where]
-    words = [w[:-1] + "\\;" if w.endswith(";") else w for w in runner]  # tmux ends a command at a word's last ;
-    result = host.run([*tmux, "new-session", "-d", "-s", p.plan.run_id, "-x", "200", "-y", "50", *words])
-    if not result.ok:
-        raise PodctlError(f"tmux could not start the run: {result.stderr.strip()}")
+    return {
+        "run_id": p.plan.run_id,
+        "run_dir": str(where),
+        "disk": str(pod.disk_dir),
+        "token": secrets.token_hex(8),
+        "files": files,
+        "attempt_before": facts.epoch,
+        "tree": str(facts.disk / "trees" / p.project.id / tree.id) if tree.entries else "",
+        "source_dir": str(source_dir),
+        "secrets": {name: p.settings.secret(name) for name in names},
+        "secrets_file": secrets_file,
+        "socket": str(facts.socket(str(where))),
+        "env": env,
+        "runner": ["bash", str(tool_dir / "remote" / "run.sh"), str(where)],
+        "beside": p.queue or p.beside or is_here,
+    }
 
 
-def hub_home(provider: str) -> str:
+def command_of(p: Prepared, experiment: str, run_dir: str) -> list[str]:
+    """argv of the job: the trainer, or the experiment's own command."""
+    if p.experiment.trains:
+        return ["trainer", "train", experiment, "--run-dir", run_dir, *(["--debug"] if p.debug else [])]
+    own = p.experiment.pod.command
+    return ["bash", "-c", own] if isinstance(own, str) else list(own or ())
+
+
+def start(host: Host, facts: Facts, tool_dir: PurePosixPath, order: dict[str, Any], clock: Clock) -> None:
+    """Give the order, over stdin: secrets are in it. The link may break while it is on its way: it is given again, and
+    its token tells the machine that it is the same. Raises Busy, Unreachable, PodctlError."""
+    argv = python_words(facts, tool_dir / "remote" / "desk.py", "start")
+    for again in range(ASK_AGAIN):
+        try:
+            result = host.run(argv, stdin=json.dumps(order), timeout_s=300)
+            break
+        except Unreachable as e:
+            if again == ASK_AGAIN - 1:
+                lost = f"{host.name} stopped answering while {order['run_id']} was started: it may be running"
+                raise Unreachable(lost, f"podctl attach {order['run_id']}") from e
+            clock.sleep(ASK_AGAIN_S * 2**again)
+    answer = answer_of(result.stdout)
+    if answer is None:
+        said = result.stderr.strip().splitlines()[-1:] or [f"exit code {result.exit_code}"]
+        raise PodctlError(f"{host.name} could not start the run: {said[0]}")
+    if not answer.get("ok"):
+        kind = Busy if answer.get("busy") else PodctlError
+        raise kind(f"{host.name}: {answer.get('error')}", str(answer.get("hint", "")))
+
+
+def hub_home() -> str:
     """This machine's own Hugging Face folder, so that nothing is downloaded twice; "" lets the runner choose."""
-    if provider != "local":
-        return ""
     usual = Path.home() / ".cache" / "huggingface"
     return os.environ.get("HF_HOME", "") or (str(usual) if usual.is_dir() else "")
-
-
-def private_dir(host: Host, base: str) -> PurePosixPath:
-    """A folder of ours alone, with a short path. Raises PodctlError where somebody else's stands there."""
-    script = (
-        'd="$1/podctl-$(id -u)"; mkdir -p -m 700 "$d" && [ -d "$d" ] && [ ! -L "$d" ] && [ -O "$d" ]'
-        ' && chmod 700 "$d" && printf %s "$d"'
-    )
-    result = host.run(["sh", "-c", script, "sh", base])
-    if not result.ok:
-        raise PodctlError(
-            f"{base}/podctl-{os.getuid()} is not a folder of yours", "remove it, or ask whoever owns it to"
-        )
-    return PurePosixPath(result.stdout)
 
 
 def _json_text(value: Any) -> str:

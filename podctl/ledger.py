@@ -113,9 +113,9 @@ def fold(events: Iterable[Event]) -> dict[str, Run]:
 
 
 def newest(runs: Iterable[Run], project: str, name: str = "") -> Run | None:
-    """The run of this project (and lineage) that was begun last."""
+    """The run of this project (and lineage) that was begun last; one whose launch was undone only where no other is."""
     fitting = [r for r in runs if r.project == project and name in ("", r.name)]
-    return max(fitting, key=lambda r: r.created_at, default=None)
+    return max(fitting, key=lambda r: (not r.was_undone, r.created_at), default=None)
 
 
 @contextlib.contextmanager

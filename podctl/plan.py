@@ -22,6 +22,18 @@ IDLE_LOCALLY = {
     "on_failure": "this machine stays on",
     "spot": "nobody takes this machine away",
     "guard": "nothing here needs to be given back",
+    "ssh": "it runs on this machine",
+}
+IDLE_OVER_SSH = {
+    "gpu": "that machine has what it has",
+    "gpu_count": "that machine has what it has",
+    "data_centers": "that machine is where it is",
+    "image": "that machine's own system runs it",
+    "disk_gb": "that machine's disk is as large as it is",
+    "on_success": "that machine stays on",
+    "on_failure": "that machine stays on",
+    "spot": "nobody takes that machine away",
+    "guard": "nothing needs to be given back",
 }
 
 
@@ -94,6 +106,5 @@ def make_plan(
 
 def without_effect(provider: str, given: Mapping[str, object]) -> dict[str, str]:
     """Keys of `pod:` that were given and that this provider can't honour, with the reason."""
-    if provider != "local":
-        return {}
-    return {key: IDLE_LOCALLY[key] for key in given if key in IDLE_LOCALLY}
+    idle = {"local": IDLE_LOCALLY, "ssh": IDLE_OVER_SSH}.get(provider, {})
+    return {key: idle[key] for key in given if key in idle}

@@ -105,6 +105,7 @@ class Can:
     scoped_key: bool = False
     balance: bool = False
     volumes: bool = False
+    rents: bool = True  # does a create cost money?
 
 
 @dataclass(frozen=True)
@@ -139,6 +140,11 @@ class Run:
     attempts: int = 0
     last_event: str = ""
     detail: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def was_undone(self) -> bool:
+        """Its launch failed, and what it had been given was given back: nothing of it is anywhere."""
+        return self.gone_at is not None and self.launched_at is None
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ Every mistake is found here, at once, while it is free.
 
 import contextlib
 import importlib.util
-import os
 import secrets
 import sys
 import tempfile
@@ -17,12 +16,14 @@ from podctl import ledger as events
 from podctl import runs, shell, source
 from podctl.errors import BadInput, MissingHere
 from podctl.experiment import Experiment, bad_file, read_experiment
-from podctl.host import Host
+from podctl.facts import gather
+from podctl.host import Host, host_of
 from podctl.ledger import newest
-from podctl.plan import Choice, choose_run, make_plan, make_run_id, without_effect
+from podctl.plan import RESUMABLE, Choice, choose_run, make_plan, make_run_id, without_effect
 from podctl.pods import Plan, PodSpec, Run
 from podctl.project import Project, find_project, working_dir
 from podctl.providers.base import Provider, provider_named
+from podctl.providers.local import local_python
 from podctl.settings import Settings, load_settings, refuse_tracked_keys, state_dir
 from podctl.trainer_check import check_training
 from podctl.yamls import read_yaml, to_yaml
@@ -39,6 +40,8 @@ class Order:
     local: bool = False
     debug: bool = False
     force_restart: bool = False
+    queue: bool = False
+    beside: bool = False
     podctl: str = "podctl"  # as a person can type it
 
 
@@ -54,6 +57,8 @@ class Prepared:
     provider: Provider
     lineage: str
     debug: bool
+    queue: bool  # waits until the runs before it on the same machine have ended
+    beside: bool  # may share the machine with others
     choice: Choice
     plan: Plan
     idle_keys: Mapping[str, str]
@@ -77,14 +82,28 @@ def prepare(
     held = contextlib.nullcontext() if look_only else events.starting(state_dir(), project.id, lineage)
     with held:
         snap = source.snapshot(project, exclude=state_dir())
-        choice = choose(order, experiment, project, lineage, clock, token)
         pod, spec = experiment.pod, experiment.spec
+        choice = choose(order, experiment, provider, project, lineage, clock, token)
         if not spec.gpu and settings.gpu_type:
             spec = replace(spec, gpu=(settings.gpu_type,))
         offers = provider.offers(spec)
         plan = make_plan(choice, settings.owner, offers, pod.max_hours, pod.max_usd)
         idle = without_effect(provider.name, dict.fromkeys(sorted(pod.model_fields_set)))
-        yield Prepared(experiment, spec, settings, project, snap, provider, lineage, order.debug, choice, plan, idle)
+        yield Prepared(
+            experiment,
+            spec,
+            settings,
+            project,
+            snap,
+            provider,
+            lineage,
+            order.debug,
+            order.queue,
+            order.beside,
+            choice,
+            plan,
+            idle,
+        )
 
 
 def checked_experiment(order: Order, settings: Settings) -> Experiment:
@@ -125,26 +144,60 @@ def refuse_what_is_missing(experiment: Experiment) -> None:
         raise MissingHere(f"torch is not installed beside {local_python()}", "pip install 'podctl[train]'")
 
 
-def local_python() -> str:
-    """The Python that trains on this machine: `$PODCTL_PYTHON`, else the one that podctl runs on."""
-    return os.environ.get("PODCTL_PYTHON") or sys.executable
-
-
 def choose(
-    order: Order, experiment: Experiment, project: Project, lineage: str, clock: Clock, token: Callable[[], str]
+    order: Order,
+    experiment: Experiment,
+    provider: Provider,
+    project: Project,
+    lineage: str,
+    clock: Clock,
+    token: Callable[[], str],
 ) -> Choice:
-    """Is it a new run, or does an older one go on? Raises Busy, BadInput."""
+    """Is it a new run, or does an older one go on? Raises Busy, BadInput, Unreachable."""
     before = newest(runs.open_ledger().runs().values(), project.id, lineage)
+    new_id = make_run_id(lineage, clock.now(), token())
     state, differences = "", []
     if before is not None and runs.is_gone(before):
-        return Choice(make_run_id(lineage, clock.now(), token()), because=f"{before.id} is gone with its volume")
+        return Choice(new_id, because=f"{before.id} is gone with its volume")
     if before is not None:
+        moved = moved_run(before, provider, experiment) if before.launched_at else None
+        before = moved or before
         host = runs.host_for(before)
         state = runs.look(before, host, clock.now()).state
         if not order.force_restart:
             differences = changes_since(before, host, experiment)
-    new_id = make_run_id(lineage, clock.now(), token())
+            if moved is None and state in RESUMABLE and not same_machine(before, provider, experiment):
+                differences = [f"pod: it lies on {host.name}, and this names another machine", *differences]
     return choose_run(before, state, differences, force=order.force_restart, new_id=new_id, podctl=order.podctl)
+
+
+def same_machine(run: Run, provider: Provider, experiment: Experiment) -> bool:
+    """Would a run of this experiment meet the older run's volume?"""
+    if run.provider != provider.name:
+        return False
+    machine = experiment.spec.machine
+    if machine is None or run.provider != "ssh":
+        return True
+    from podctl.providers.ssh import machine_of
+
+    then = machine_of(run.pod)
+    return (then.address.host, then.volume_dir) == (machine.address.host, machine.volume_dir)
+
+
+def moved_run(run: Run, provider: Provider, experiment: Experiment) -> Run | None:
+    """The run at the machine's new address, where its directory is found there: addresses change, volumes stay."""
+    machine = experiment.spec.machine
+    if machine is None or run.provider != "ssh" or provider.name != "ssh":
+        return None
+    from podctl.providers.ssh import id_of, pod_of
+
+    pod = pod_of(machine)
+    if run.pod == id_of(machine):
+        return None
+    facts = gather(host_of(pod), pod, run_id=run.id)
+    if not facts.has_run:
+        return None
+    return replace(run, pod=pod.id, detail={**run.detail, "run_dir": str(facts.volume / "runs" / run.id)})
 
 
 def changes_since(run: Run, host: Host, experiment: Experiment) -> list[str]:

@@ -1,17 +1,17 @@
 """Runs as a person reads them: the table of `ps`, and one run in full."""
 
 from collections.abc import Sequence
-from pathlib import PurePosixPath
 
 from podctl import fetch
 from podctl.host import Host
+from podctl.live import best_of
 from podctl.runs import View, run_dir
 from podctl.ui import Ui, money
-from podctl.watch import best_of
 from remote.clock import duration, utc
 from remote.rundir import FAILED
 
-TAIL_LINES = 5
+TAIL_LINES, TAIL_BYTES = 5, 8192
+DROP = ("PROJECT", "BEST", "AGE", "$", "STEP")  # where a terminal is narrow, in this order
 
 
 def show_table(ui: Ui, views: Sequence[View], podctl: str, *, with_project: bool) -> None:
@@ -32,7 +32,7 @@ def show_table(ui: Ui, views: Sequence[View], podctl: str, *, with_project: bool
     if with_project:
         head.append("PROJECT")
         rows = [[*row, v.run.project] for row, v in zip(rows, views, strict=True)]
-    ui.table(head, rows)
+    ui.table(head, rows, drop=DROP)
 
 
 def show_one(ui: Ui, view: View, host: Host, podctl: str) -> None:
@@ -41,8 +41,7 @@ def show_one(ui: Ui, view: View, host: Host, podctl: str) -> None:
     if ui.as_json:
         ui.emit({**view.as_dict(), "best_checkpoint": fetch.best_checkpoint(where, host), "log": str(where.log)})
         return
-    ran_s = ((s.ended_at or view.now) - s.started_at) if s else 0.0
-    beat = f"{duration(view.now - s.heartbeat_at)} ago" if s and not view.is_over else ""
+    beat = f"{duration(view.there_now - s.heartbeat_at)} ago" if s and not view.is_over else ""
     facts = [
         ("run", view.run.id),
         ("state", f"{view.state} ({s.phase})" if s and not view.is_over else view.state),
@@ -55,10 +54,11 @@ def show_one(ui: Ui, view: View, host: Host, podctl: str) -> None:
         ("loss", f"{p.loss:.4g}" if p and p.loss is not None else ""),
         ("best", best_of(p.best) if p else ""),
         ("speed", f"{p.audio_s_per_s:.0f} audio-s/s" if p and p.audio_s_per_s else ""),
+        ("GPU", f"{view.gpu}, {view.gpu.used_gb:.0f} of {view.gpu.total_gb:.0f} GB" if view.gpu else ""),
         ("ETA", duration(p.eta_s) if p and p.eta_s and not view.is_over else ""),
         ("attempt", str(s.attempt) if s else ""),
         ("began", utc(s.started_at) if s else utc(view.run.created_at)),
-        ("ran", duration(ran_s) if s else ""),
+        ("ran", duration(view.ran_s) if s else ""),
         ("heartbeat", beat),
         ("cost", money(view.usd)),
         ("machine", f"{view.run.pod or '–'} ({view.run.provider})"),
@@ -69,7 +69,8 @@ def show_one(ui: Ui, view: View, host: Host, podctl: str) -> None:
     ui.facts(facts)
     if view.state == FAILED:
         ui.note("the end of its log:")
-        for line in tail_of(host.read(PurePosixPath(where.log)) or b""):
+        end = host.run(["tail", "-c", str(TAIL_BYTES), str(where.log)])  # not all of it: that may be 200 MB
+        for line in end.stdout.encode("utf-8", "surrogateescape").decode("utf-8", "replace").splitlines()[-TAIL_LINES:]:
             ui.note(f"  {line}")
     if not view.is_over:
         ui.hint(f"{podctl} attach {view.run.id}")
@@ -82,7 +83,3 @@ def step_of(view: View) -> str:
 
 def age_of(view: View) -> str:
     return duration(max(0.0, view.now - view.run.created_at))
-
-
-def tail_of(log: bytes) -> list[str]:
-    return log[-8192:].decode("utf-8", "replace").splitlines()[-TAIL_LINES:]

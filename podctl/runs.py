@@ -1,19 +1,27 @@
 """How runs are, asked where they are: the ledger says which there are, the volume says what became of them."""
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
 
-from podctl.errors import BadInput, PodctlError
+from podctl.errors import BadInput, PodctlError, Unreachable
+from podctl.gauge import Gpu
 from podctl.host import Host, host_of
 from podctl.ledger import Ledger, newest
 from podctl.plan import NEVER_STARTED
 from podctl.pods import Run
 from podctl.providers.base import provider_named
 from podctl.settings import state_dir
+from podctl.shell import TIMED_OUT
 from remote.rundir import FINAL, LOST, STARTING, Progress, RunDir, Status, Volume, parse_progress, parse_status
+
+LIMIT_S = 8.0  # for a machine to say how its runs are, where many are asked
+AT_ONCE = 100  # run directories in one command line, which may have 128 kB
+SAME_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -26,11 +34,35 @@ class View:
     progress: Progress | None
     log_size: int
     now: float
+    skew_s: float = 0.0  # how far the machine's clock is ahead of ours
+    gpu: Gpu | None = None
+
+    @property
+    def there_now(self) -> float:
+        """This moment by the machine's own clock, which its files go by. Money goes by ours."""
+        return self.now + self.skew_s
+
+    @property
+    def ran_s(self) -> float:
+        """How long the attempt has run, or did."""
+        return max(0.0, (self.status.ended_at or self.there_now) - self.status.started_at) if self.status else 0.0
 
     @property
     def is_over(self) -> bool:
         """Nothing will come any more: it ended, or it is lost, or it never began."""
         return self.state in FINAL or self.state in (LOST, NEVER_STARTED)
+
+    @property
+    def trains(self) -> bool:
+        """Is its progress that of this attempt? While one waits or prepares, an earlier one's lies there."""
+        return self.status is None or self.status.phase == "train"
+
+    @property
+    def phase(self) -> str:
+        """environment, queue, prep by its runner's word, then load, train, evaluate, save by its trainer's."""
+        if self.progress is not None and self.progress.phase and self.trains:
+            return self.progress.phase
+        return self.status.phase if self.status else ""
 
     @property
     def usd(self) -> float:
@@ -47,13 +79,14 @@ class View:
             "project": self.run.project,
             "provider": self.run.provider,
             "state": self.state,
-            "phase": (p.phase if p else "") or (s.phase if s else ""),
+            "phase": self.phase,
             "step": p.step if p else None,
             "max_steps": p.max_steps if p else None,
             "loss": p.loss if p else None,
             "best": p.best if p else None,
             "eta_s": p.eta_s if p else None,
             "audio_s_per_s": p.audio_s_per_s if p else None,
+            "gpu": asdict(self.gpu) if self.gpu else None,
             "reason": s.reason if s else "",
             "limit": s.limit if s else "",
             "exit_code": s.exit_code if s else None,
@@ -113,35 +146,49 @@ def host_for(run: Run) -> Host:
 
 
 def look(run: Run, host: Host, now: float) -> View:
-    """How the run is now: one command on its machine, or one small read where its file says that it is over."""
-    where = run_dir(run)
+    """How the run is now, by one command on its machine. Raises Unreachable, PodctlError."""
     if "socket" not in run.detail:
         return View(run, NEVER_STARTED, None, None, 0, now)
-    status = _fresh(run, _json(host.read(PurePosixPath(where.status))))
-    if status is not None and status.is_final:
-        done = parse_progress(_json(host.read(PurePosixPath(where.progress))) or {})
-        return View(run, status.state, status, done, status.log_bytes, now)
-    alive = status is not None or session_alive(run, host)  # asked first: a session that ends has left its last word
-    told = ask_control(run, host, "status")
+    try:
+        told, alive = ask_control(run, host, "status"), True
+        if _fresh(run, told.get("status")) is None:
+            alive = session_alive(run, host)
+            told = ask_control(run, host, "status")  # after that look: a session that ends has left its last word
+    except Unreachable:
+        raise
+    except PodctlError:  # a machine that forgot our tool still has the volume, where the last word is
+        view = _by_volume_alone(run, host, now)
+        if view is None:
+            raise
+        return view
     status = _fresh(run, told.get("status"))
-    progress = parse_progress(told.get("progress") or {})
     if status is None:
         state = STARTING if alive else LOST if run.launched_at else NEVER_STARTED
     else:
         state = LOST if told.get("lost") and not status.is_final else status.state
-    return View(run, state, status, progress, int(told.get("log_size") or 0), now)
+    is_final = status is not None and status.is_final
+    log_size = status.log_bytes if status is not None and is_final else int(told.get("log_size") or 0)
+    progress = parse_progress(told.get("progress") or {})
+    return View(run, state, status, progress, log_size, now, skew_s=_skew(told.get("now"), now))
 
 
 def ask_control(run: Run, host: Host, verb: str, *args: str, timeout_s: float = 60) -> dict[str, Any]:
     """What the pod's `control.py` answers about a run. Raises PodctlError where it doesn't."""
-    control = PurePosixPath(str(run.detail["tool_dir"]), "remote", "control.py")
-    argv = [str(run.detail["python"]), "-I", "-S", str(control), verb, str(run_dir(run)), *args]
+    argv = [*tool_argv(run, "control.py"), verb, str(run_dir(run)), *args]
     result = host.run(argv, timeout_s=timeout_s)
     answer = _json(result.stdout.encode("utf-8", "replace"))
     if answer is None:
         said = result.stderr.strip().splitlines()[-1:] or [f"exit code {result.exit_code}"]
+        if result.exit_code == TIMED_OUT:  # a link or a volume that hangs: asking again is all there is
+            raise Unreachable(f"the pod can't say how {run.id} is: {said[0]}")
         raise PodctlError(f"the pod can't say how {run.id} is: {said[0]}")
     return answer
+
+
+def tool_argv(run: Run, name: str) -> list[str]:
+    """What runs a file of the pod's `remote/` there: any Python 3.8 will do, and no package is needed."""
+    python = str(run.detail.get("python") or "python3")
+    return [python, "-I", "-S", str(PurePosixPath(str(run.detail["tool_dir"]), "remote", name))]
 
 
 def session_alive(run: Run, host: Host) -> bool:
@@ -149,15 +196,88 @@ def session_alive(run: Run, host: Host) -> bool:
     return host.run(["tmux", "-S", str(run.detail["socket"]), "has-session", "-t", f"={run.id}"]).ok
 
 
-def views(runs: Sequence[Run], now: float) -> list[View]:
-    """All of them, one unreachable machine not hiding the others."""
-    found = []
+def views(
+    runs: Sequence[Run], now: float, limit_s: float = LIMIT_S, reach: Callable[[Run], Host] = host_for
+) -> list[View]:
+    """All of them, all machines at once, in the order given. A machine that does not answer in time hides only its
+    own runs, and holds nobody up."""
+    machines: dict[tuple[str, str], list[Run]] = {}
     for run in runs:
-        try:
-            found.append(look(run, host_for(run), now))
-        except PodctlError:
-            found.append(View(run, "unreachable" if run.pod else NEVER_STARTED, None, None, 0, now))
+        machines.setdefault((run.provider, run.pod), []).append(run)
+    found: dict[str, View] = {}
+    threads = [
+        threading.Thread(target=_look_at_all, args=(theirs, now, found, reach), daemon=True)
+        for theirs in machines.values()
+    ]
+    for thread in threads:
+        thread.start()
+    until = time.monotonic() + limit_s
+    for thread in threads:
+        thread.join(max(0.0, until - time.monotonic()))
+    return [found.get(run.id) or _unseen(run, now) for run in runs]
+
+
+def _look_at_all(runs: Sequence[Run], now: float, found: dict[str, View], reach: Callable[[Run], Host]) -> None:
+    """The runs of one machine, over one connection: what is over by its own word in one command, then the others."""
+    try:
+        host = reach(runs[-1])
+        found.update(_over_ones([r for r in runs if "socket" in r.detail], host, now))
+    except PodctlError:
+        return
+    for run in reversed(runs):  # the newest first, should time run out
+        if run.id not in found:
+            try:
+                found[run.id] = look(run, host, now)
+            except Unreachable:
+                return
+            except PodctlError:
+                found[run.id] = _unseen(run, now)
+
+
+def _over_ones(runs: Sequence[Run], host: Host, now: float) -> dict[str, View]:
+    """Those of one machine whose file says that they are over."""
+    look_at = 'cat "$d/status.json" 2>/dev/null; printf "\\0"; cat "$d/progress.json" 2>/dev/null; printf "\\0"'
+    found = {}
+    for i in range(0, len(runs), AT_ONCE):
+        some = runs[i : i + AT_ONCE]
+        result = host.run(["sh", "-c", f"for d do {look_at}; done", "sh", *(str(run_dir(r)) for r in some)])
+        texts = [text.encode("utf-8", "replace") for text in result.stdout.split("\0")]
+        for run, status, progress in zip(some, texts[::2], texts[1::2], strict=False):
+            view = _over(run, _json(status), now)
+            if view is not None:
+                found[run.id] = replace(view, progress=parse_progress(_json(progress) or {}))
     return found
+
+
+def _by_volume_alone(run: Run, host: Host, now: float) -> View | None:
+    """A run whose machine has lost its disk since: started anew, as a pod is. Over by its own word, or else lost; None
+    where something of it still lives there."""
+    where = run_dir(run)
+    told = _json(host.read(PurePosixPath(where.status)))
+    view = _over(run, told, now)
+    if view is None:
+        there = ["test", "-e", str(PurePosixPath(str(run.detail["tool_dir"]), "remote", "control.py"))]
+        if host.run(there).ok or session_alive(run, host):
+            return None
+        size = host.run(["sh", "-c", 'wc -c <"$1"', "sh", str(where.log)]).stdout.strip()
+        state = LOST if run.launched_at else NEVER_STARTED
+        view = View(run, state, _fresh(run, told), None, int(size) if size.isdigit() else 0, now)
+    return replace(view, progress=parse_progress(_json(host.read(PurePosixPath(where.progress))) or {}))
+
+
+def _over(run: Run, told: Mapping[str, Any] | None, now: float) -> View | None:
+    status = _fresh(run, told)
+    return View(run, status.state, status, None, status.log_bytes, now) if status and status.is_final else None
+
+
+def _unseen(run: Run, now: float) -> View:
+    return View(run, "unreachable" if run.pod else NEVER_STARTED, None, None, 0, now)
+
+
+def _skew(there: object, here: float) -> float:
+    """How far their clock is ahead, 0 where it is no more than an answer's time on the way."""
+    ahead = float(there) - here if isinstance(there, int | float) else 0.0
+    return ahead if abs(ahead) > SAME_S else 0.0
 
 
 def _fresh(run: Run, value: Mapping[str, Any] | None) -> Status | None:

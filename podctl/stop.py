@@ -4,9 +4,9 @@ from typing import TYPE_CHECKING
 
 from podctl import fetch
 from podctl import ledger as events
-from podctl.errors import PodctlError
+from podctl.errors import PodctlError, Unreachable
 from podctl.ledger import Event, Ledger
-from podctl.runs import ask_control
+from podctl.runs import View, ask_control
 from remote.clock import duration
 from remote.rundir import Job
 
@@ -16,10 +16,15 @@ if TYPE_CHECKING:
 START_S = 15  # until a runner has written its first status
 GRACE_S = Job.grace_s  # what every job is launched with
 MARGIN_S = 60  # beyond the grace: the runner's own margin, and a slow machine
+PATIENCE_S = 600  # with a link that is down: whoever stops a run wants to know
 
 
-def stop_run(w: "Watcher", ledger: Ledger) -> int:
-    """Ask, wait, say what happened. 0 where the run is over afterwards. Raises PodctlError where it is not."""
+def stop_run(w: "Watcher", ledger: Ledger, grace_s: float | None = None) -> int:
+    """Ask, wait, say what happened. 0 where the run is over afterwards.
+
+    Asking may be repeated, so a link that breaks while the run saves costs nothing. Raises PodctlError where the run
+    goes on, Unreachable where nobody knows.
+    """
     view = w.quiet_look()
     if view.is_over:
         w.ui.note(f"{view.run.id} does not run: {view.state}")
@@ -28,22 +33,35 @@ def stop_run(w: "Watcher", ledger: Ledger) -> int:
         return 0
     run = view.run
     ledger.append(Event(w.clock.now(), events.STOP_ASKED, run.id, run.project, run.provider, run.name, run.pod))
-    w.ui.note(f"asking {run.id} to save and end, for {duration(GRACE_S)} at most")
-    begun = w.clock.now()
-    while view.status is None and not view.is_over and w.clock.now() - begun < START_S:
-        w.clock.sleep(0.1)  # it was launched a moment ago: nobody could be asked yet
-        view = w.quiet_look()
+    w.ui.note(f"asking {run.id} to save and end, for {duration(GRACE_S if grace_s is None else grace_s)} at most")
+    begun = w.clock.elapsed()
+    try:
+        view = w.link.keep_trying(lambda: _asked(w, begun, grace_s), patience_s=PATIENCE_S)
+    except Unreachable as e:
+        raise type(e)(f"nobody knows whether {run.id} ended: {e.message}", e.hint or f"{w.podctl} stop {run.id}") from e
     if not view.is_over:
-        try:
-            ask_control(run, w.host, "stop", timeout_s=GRACE_S + MARGIN_S)
-        except KeyboardInterrupt:
-            w.ui.note(f"{run.id} was asked, and ends without you")
-            w.ui.hint(f"{w.podctl} status {run.id}")
-            raise
-        view = w.quiet_look()
-    if not view.is_over:
-        waited = duration(w.clock.now() - begun)
+        waited = duration(w.clock.elapsed() - begun)
         raise PodctlError(f"{run.id} did not end within {waited}: {view.state}", f"{w.podctl} stop {run.id}")
-    receipt = fetch.settle(view, w.host, ledger, run.project, w.podctl)
+    receipt = w.link.keep_trying(
+        lambda: fetch.settle(view, w.host, ledger, run.project, w.podctl), patience_s=PATIENCE_S
+    )
     w.show_receipt(view, receipt)
     return 0
+
+
+def _asked(w: "Watcher", begun: float, grace_s: float | None) -> View:
+    """How it is once it was asked and had its time. Raises Unreachable in between."""
+    view = w.quiet_look()
+    while view.status is None and not view.is_over and w.clock.elapsed() - begun < START_S:
+        w.clock.sleep(0.1)  # it was launched a moment ago: nobody could be asked yet
+        view = w.quiet_look()
+    if view.is_over:
+        return view
+    told = () if grace_s is None else ("--grace", f"{grace_s:g}")
+    try:
+        ask_control(view.run, w.host, "stop", *told, timeout_s=(GRACE_S if grace_s is None else grace_s) + MARGIN_S)
+    except KeyboardInterrupt:
+        w.ui.note(f"{view.run.id} was asked, and ends without you")
+        w.ui.hint(f"{w.podctl} status {view.run.id}")
+        raise
+    return w.quiet_look()

@@ -1,25 +1,36 @@
 """Step 10: the log to the last byte, how far it is, and what became of it. Leaving never ends a run."""
 
 import codecs
+import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Any
 
 from podctl import fetch
-from podctl.errors import PodctlError
+from podctl.errors import PodctlError, Unreachable
 from podctl.fetch import Receipt
+from podctl.gauge import Gauge
 from podctl.host import Host
 from podctl.ledger import Ledger
+from podctl.link import ASLEEP_S, Link
+from podctl.live import PULSE_WIDTH, Pulse, live_line, pulse_is_due
+from podctl.localhost import LocalHost
+from podctl.mirror import Mirror
 from podctl.plan import NEVER_STARTED
 from podctl.pods import Run
 from podctl.runs import View, look, run_dir
-from podctl.ui import Ui, money
+from podctl.ui import Ui
 from remote.clock import Clock, duration
 from remote.rundir import FAILED, LOST, STOPPED, SUCCEEDED
 
 LOOK_S = 1.5  # between two questions for the status, once it has gone on for a while
 FIRST_LOOK_S = 0.2
 DRAIN_LOOKS = 20  # half-second looks for the last bytes of a log that its runner counted
+STALLED_S = 10.0  # without a byte of a log that is longer by the machine's word: its stream hangs
+ODD_S = 60.0  # of answers that make no sense, before they are believed
+END_PATIENCE_S = 300.0  # for what is left to fetch from a machine that is lost after a run's end
+READ_PATIENCE_S = 60.0
 
 
 class Watcher:
@@ -31,63 +42,72 @@ class Watcher:
         self.ui = ui
         self.clock = clock
         self.podctl = podctl
+        self.link = Link(ui, clock, hint=f"{podctl} attach {run.id}")
+        self._offset = 0  # of the next byte of the log
+        self._mirror: Mirror | None = None
+        self._gauge: Gauge | None = None
         self._told: dict[str, Any] = {}
+        self._pulse: Pulse | None = None
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def attend(self, ledger: Ledger, *, offset: int = 0) -> int:
-        """Stay until the end: log, status, receipt. Returns podctl's exit code; Ctrl-C leaves with 0."""
+        """Stay until the end: log, status, receipt. Returns podctl's exit code; Ctrl-C leaves with 0.
+
+        A link that breaks is waited for. Raises Unreachable where that takes too long.
+        """
         try:
-            view = self.follow(offset)
-            receipt = fetch.settle(view, self.host, ledger, self.run.project, self.podctl)
+            with self._company():
+                view = self.follow(offset)
+                if self._mirror is not None:
+                    self._mirror.finish()
+            receipt = self.link.keep_trying(
+                lambda: fetch.settle(view, self.host, ledger, self.run.project, self.podctl),
+                patience_s=END_PATIENCE_S,
+            )
         except KeyboardInterrupt:
             return self.leave()
         self.show_receipt(view, receipt)
         return receipt.exit_code
 
     def follow(self, offset: int = 0) -> View:
-        """The log from an offset to its last byte, and the final view."""
-        view = self.look()
-        looked_at, wait_s = self.clock.now(), FIRST_LOOK_S
-        for chunk in self.host.follow(PurePosixPath(run_dir(self.run).log), offset=offset):
-            if chunk:
-                self.show_log(chunk, offset)
-                offset += len(chunk)
-            if view.is_over:
-                break
-            if abs(self.clock.now() - looked_at) >= wait_s:
-                view = self.look()
-                looked_at, wait_s = self.clock.now(), min(LOOK_S, 1.4 * wait_s)
-                if view.is_over:
-                    break
-        end = self._end_of_log(view)
-        for chunk in self._until(offset, end):
-            self.show_log(chunk, offset)
-            offset += len(chunk)
+        """The log from an offset to its last byte, and the final view. No byte comes twice, however often the link
+        breaks; the end of a stream is no end of a run."""
+        self._offset = offset
+        view = self.link.keep_trying(self._follow_for_a_while)
+        while not view.is_over:
+            view = self.link.keep_trying(self._follow_for_a_while)
+        end = view.status.log_bytes if view.status is not None and view.status.is_final else view.log_size
+        try:
+            self.link.keep_trying(lambda: self._read_until(end), patience_s=END_PATIENCE_S)
+        except Unreachable:
+            self.ui.warn("the end of the log did not come")
         self.ui.live("")
         return view
 
     def look(self) -> View:
         """How it is, told to whoever looks on."""
-        view = look(self.run, self.host, self.clock.now())
+        view = self.quiet_look()
+        self.link.answered()
         if self.ui.as_json:
             told = view.as_dict()
             if told != {**self._told, "usd": told["usd"]}:
                 self.ui.emit({"event": "status", **told})
                 self._told = told
+        elif self.ui.live_wanted:
+            self.ui.live(live_line(view, self.ui.width))
         else:
-            self.ui.live(live_line(view))
+            self._tell_pulse(view)
         return view
 
     def quiet_look(self) -> View:
         """How it is, told to nobody."""
-        return look(self.run, self.host, self.clock.now())
+        view = look(self.run, self.host, self.clock.now())
+        return replace(view, gpu=self._gauge.now) if self._gauge is not None else view
 
     def show_what_is_there(self) -> None:
         """The log up to this moment."""
-        offset, end = 0, self.quiet_look().log_size
-        for chunk in self._until(0, end):
-            self.show_log(chunk, offset)
-            offset += len(chunk)
+        end = self.quiet_look().log_size
+        self.link.keep_trying(lambda: self._read_until(end), patience_s=READ_PATIENCE_S)
 
     def leave(self) -> int:
         """The person goes, the run stays."""
@@ -107,51 +127,104 @@ class Watcher:
     def show_receipt(self, view: View, receipt: Receipt) -> None:
         """The last word; in JSON the last line."""
         say_how_it_ended(self.ui, view, receipt, self.podctl)
+        if self._mirror is not None and self._mirror.trouble:
+            self.ui.warn(f"not everything could be mirrored here: {self._mirror.trouble}")
+            self.ui.hint(f"{self.podctl} pull {self.run.id}")
         if self.ui.as_json:
             self.ui.emit({"event": "receipt", **receipt.as_dict()})
 
-    def _end_of_log(self, view: View) -> int:
-        if view.status is not None and view.status.is_final:
-            return view.status.log_bytes
-        return view.log_size  # nobody counted; what is there is all there will be
+    @contextlib.contextmanager
+    def _company(self) -> Iterator[None]:
+        """What goes on beside the following: a mirror, where the run is on another disk; a look at its GPUs."""
+        with contextlib.ExitStack() as both:
+            if not isinstance(self.host, LocalHost):
+                self._mirror = both.enter_context(Mirror(self.run, self.host).going_on())
+            if self.ui.live_wanted or self.ui.as_json:
+                self._gauge = Gauge(self.host)
+                both.enter_context(self._gauge.reading())
+            yield
 
-    def _until(self, offset: int, end: int) -> Iterator[bytes]:
-        """The rest of the log, bounded: a log shorter than its runner's count ends the wait too."""
+    def _follow_for_a_while(self) -> View:
+        """Log and status until the run is over, or until the log's stream had better be begun anew."""
+        view = self.look()
+        looked_at, wait_s = self.clock.elapsed(), FIRST_LOOK_S
+        odd_since = behind_since = shorter_size = None
+        ticked_at = self.clock.elapsed()
+        with _closing(self.host.follow(self._log, offset=self._offset)) as stream:
+            for chunk in stream:
+                now = self.clock.elapsed()
+                if chunk:
+                    self._take(chunk)
+                    behind_since = None
+                if view.is_over or now - ticked_at > ASLEEP_S:
+                    return view  # who slept for long holds a stream that may be dead without knowing it
+                ticked_at = now
+                if now - looked_at < wait_s:
+                    continue
+                try:
+                    view, odd_since = self.look(), None
+                except Unreachable:
+                    raise
+                except PodctlError:
+                    odd_since = now if odd_since is None else odd_since
+                    if now - odd_since > ODD_S:
+                        raise
+                looked_at, wait_s = self.clock.elapsed(), min(LOOK_S, 1.4 * wait_s)
+                if view.is_over:
+                    return view
+                if view.log_size > self._offset and not chunk:
+                    behind_since = now if behind_since is None else behind_since
+                    if now - behind_since > STALLED_S:
+                        return view
+                if 0 < view.log_size < self._offset:  # 0 may also mean that it can't be looked at now
+                    if shorter_size is not None:
+                        self._begin_anew(view.log_size)
+                        return view
+                    shorter_size = view.log_size
+                else:
+                    shorter_size = None
+        self.clock.sleep(LOOK_S)  # a stream that ends by itself says nothing about the run
+        return view
+
+    def _read_until(self, end: int) -> None:
+        """The rest of the log, bounded: one that is shorter than its runner counted ends the wait too."""
         looks = 0
-        if offset >= end:
+        if self._offset >= end:
             return
-        for chunk in self.host.follow(PurePosixPath(run_dir(self.run).log), offset=offset):
-            looks += not chunk
-            if chunk:
-                chunk = chunk[: end - offset]
-                offset += len(chunk)
-                yield chunk
-            if offset >= end or looks > DRAIN_LOOKS:
-                return
+        with _closing(self.host.follow(self._log, offset=self._offset)) as stream:
+            for chunk in stream:
+                looks += not chunk
+                if chunk:
+                    self._take(chunk[: end - self._offset])
+                if self._offset >= end or looks > DRAIN_LOOKS:
+                    return
 
+    @property
+    def _log(self) -> PurePosixPath:
+        return PurePosixPath(run_dir(self.run).log)
 
-def live_line(view: View) -> str:
-    """`demo-… · train 120/600 · loss 1.23 · best wer 0.08 · 34 audio-s/s · ETA 2 m · 1 m 10 s · $0.00`."""
-    s, p = view.status, view.progress
-    parts = [view.run.name, f"{p.phase} {p.step}/{p.max_steps}" if p else (s.phase if s else view.state)]
-    if s is not None and view.state == "stopping":
-        parts.append(s.reason or "stopping")
-    if p is not None:
-        parts += [f"loss {p.loss:.3g}"] if p.loss is not None else []
-        parts += [f"best {best_of(p.best)}"] if p.best else []
-        parts += [f"{p.audio_s_per_s:.0f} audio-s/s"] if p.audio_s_per_s else []
-        parts += [f"ETA {duration(p.eta_s)}"] if p.eta_s else []
-    parts += [duration(view.now - s.started_at)] if s is not None else []
-    return " · ".join([*parts, money(view.usd)])
+    def _take(self, chunk: bytes) -> None:
+        offset, self._offset = self._offset, self._offset + len(chunk)
+        self.link.answered()
+        if self._mirror is not None:
+            self._mirror.log(chunk, offset)
+        self.show_log(chunk, offset)
 
+    def _begin_anew(self, size: int) -> None:
+        self.ui.warn(f"the log was cut to {size} bytes over there: it follows from its new beginning")
+        if self._mirror is not None:
+            self._mirror.log_began_anew()
+        self._offset = 0
 
-def best_of(best: Any) -> str:
-    """`wer 0.08 at 400`."""
-    if not isinstance(best, dict) or "value" not in best:
-        return ""
-    value = best["value"]
-    number = f"{value:.4g}" if isinstance(value, int | float) else str(value)
-    return f"{best.get('metric', '')} {number} at {best.get('step', '?')}".strip()
+    def _tell_pulse(self, view: View) -> None:
+        """Without a terminal: a line now and then, so that whoever reads later sees that it lived."""
+        phase = view.phase
+        before, now = self._pulse, self.clock.elapsed()
+        if before is None:
+            self._pulse = Pulse(now, phase)
+        elif pulse_is_due(before, now, phase):
+            self._pulse = Pulse(now, phase)
+            self.ui.note(live_line(view, PULSE_WIDTH))
 
 
 def say_how_it_ended(ui: Ui, view: View, receipt: Receipt, podctl: str) -> None:
@@ -185,3 +258,14 @@ def refuse_unstarted(view: View) -> None:
     """A run that never began has no log. Raises PodctlError."""
     if view.state == NEVER_STARTED:
         raise PodctlError(f"{view.run.id} never began", "podctl train starts it")
+
+
+@contextlib.contextmanager
+def _closing(pieces: Iterator[bytes]) -> Iterator[Iterator[bytes]]:
+    """A stream that is left ends over there too, now and not when somebody sweeps up."""
+    try:
+        yield pieces
+    finally:
+        close = getattr(pieces, "close", None)
+        if close is not None:
+            close()

@@ -1,19 +1,27 @@
 """Time as a thing that is handed in, so that a test can move it.
 
+There are two: what the clock on the wall says (`now`), which somebody may set to another day, and what has gone by
+(`elapsed`), which nobody can. Moments that are written down are of the first kind; limits are of the second.
+
 A process under test reads `PODCTL_CLOCK_FILE`: a file that holds the seconds to add to the real time. Writing
-a larger number there moves every process that reads it, a day in a blink.
+a larger number there moves every process that reads it, a day in a blink. A second number there sets the clock on the
+wall alone: `0 -86400` is a machine whose clock is a day behind.
 """
 
 import os
 import time
-from typing import Protocol
+from typing import Protocol, Tuple
 
 CLOCK_FILE = "PODCTL_CLOCK_FILE"
 
 
 class Clock(Protocol):
     def now(self) -> float:
-        """Unix time in seconds."""
+        """Unix time in seconds, as far as this machine's clock is right."""
+        ...
+
+    def elapsed(self) -> float:
+        """Seconds since some moment, those asleep included; only differences mean something, in one process."""
         ...
 
     def sleep(self, seconds: float) -> None:
@@ -27,6 +35,9 @@ class SystemClock:
     def now(self) -> float:
         return time.time()
 
+    def elapsed(self) -> float:
+        return _elapsed()
+
     def sleep(self, seconds: float) -> None:
         time.sleep(max(0.0, seconds))
 
@@ -39,25 +50,41 @@ class FileClock:
         self._look_s = look_s
 
     def now(self) -> float:
-        try:
-            with open(self._path, encoding="ascii") as f:
-                return time.time() + float(f.read() or 0)
-        except (OSError, ValueError):
-            return time.time()
+        return time.time() + sum(self._moved())
+
+    def elapsed(self) -> float:
+        return _elapsed() + self._moved()[0]
 
     def sleep(self, seconds: float) -> None:
-        until = self.now() + seconds
+        until = self.elapsed() + seconds
         while True:
-            left = until - self.now()
+            left = until - self.elapsed()
             if left <= 0:
                 return
             time.sleep(min(left, self._look_s))
+
+    def _moved(self) -> Tuple[float, float]:
+        """How far all time was moved, and how far the clock on the wall was set beside it."""
+        try:
+            with open(self._path, encoding="ascii") as f:
+                moved, was_set = ([float(n) for n in f.read().split()] + [0.0, 0.0])[:2]
+            return moved, was_set
+        except (OSError, ValueError):
+            return 0.0, 0.0
 
 
 def clock_from_env() -> Clock:
     """The clock this process should go by."""
     path = os.environ.get(CLOCK_FILE, "")
     return FileClock(path) if path else SystemClock()
+
+
+def _elapsed() -> float:
+    """`time.monotonic()` stands still while a laptop sleeps, on Linux and on macOS alike; a limit on hours must not."""
+    try:
+        return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+    except OSError:  # a kernel that does not know it
+        return time.monotonic()
 
 
 def utc(t: float) -> str:

@@ -2,8 +2,10 @@
 
     python control.py status RUN_DIR
     python control.py stop RUN_DIR [--grace SECONDS]
+    python control.py lives RUN_DIR
 
-Each prints one line of JSON. `python -I -S control.py …` starts quickest.
+Each prints one line of JSON. The machine's local disk is `$PODCTL_DISK`, or where the run's status says.
+`python -I -S control.py …` starts quickest.
 """
 
 import os
@@ -13,27 +15,29 @@ if __name__ == "__main__":  # take our own package, not a folder of the same nam
     _HERE = os.path.dirname(os.path.abspath(__file__))
     sys.path[:] = [os.path.dirname(_HERE), *(p for p in sys.path if p and os.path.abspath(p) != _HERE)]
 
+import contextlib
 import dataclasses
 import json
+import math
 import signal
-import time
 from typing import Any, Dict, List, Optional
 
 import remote
-from remote import machine
+from remote import machine, turn
 from remote.clock import clock_from_env
-from remote.files import read_json
-from remote.rundir import LOST, RunDir, Status, is_lost, read_status
+from remote.files import StrPath, read_json
+from remote.rundir import DISK_ENV, LOST, RunDir, Status, is_lost, read_status
 
 MARGIN_S = 15.0  # beyond the grace: to end what was killed, and for the last bytes on a slow volume
 LOOK_S = 0.05
 
 
 def status_of(run: RunDir) -> Dict[str, Any]:
-    """`{status, progress, lost, log_size, boot_id, now}`: all that a look from outside needs, read at one moment.
+    """`{status, progress, lost, others, log_size, boot_id, now}`: all that a look from outside needs, at one moment.
 
     `lost`: no final word, and nobody left to say one. On the runner's own machine that is known at once; from
-    another, or after a restart, only once its heartbeat is old.
+    another, or after a restart, only once its heartbeat is old. `others`: ids of the runs whose runners live on this
+    machine, oldest first, those that wait included.
     """
     status = read_status(run.status)
     now = clock_from_env().now()
@@ -47,20 +51,41 @@ def status_of(run: RunDir) -> Dict[str, Any]:
         "status": dataclasses.asdict(status) if status else None,
         "progress": read_json(run.progress),
         "lost": status is not None and not status.is_final and _is_lost(run, status, now),
+        "others": _others(run, status),
         "log_size": log_size,
         "boot_id": machine.boot_id(),
         "now": now,
     }
 
 
+def runner_lives(run: RunDir, disk: StrPath) -> bool:
+    """Whether a runner of this run is alive on this machine, be it one that has not written its first status yet.
+
+    `disk`: its `PODCTL_DISK`. One that has written a final status lives no more, whatever it still tidies up.
+    """
+    status = read_status(run.status)
+    if status is not None and not status.is_final and _runs_here(run, status):
+        return True
+    try:
+        living = [h for h in turn.holders(disk) if h.run_id == run.root.name] if str(disk) else []
+    except OSError:
+        return False
+    ended = status.pid if status is not None and status.is_final else 0
+    return any(h.pid != ended and machine.is_runner_of(h.pid, run.root) for h in living)
+
+
 def stop(run: RunDir, grace_s: Optional[float] = None) -> Dict[str, Any]:
     """Have the runner save and end; the final status, or `{"state": "lost", …}` where no runner of it is here.
 
-    Waits for the job's grace and a margin at most; a status that is not final then says that it goes on.
+    `grace_s` replaces the job's own, be it longer or shorter, and also where the run is being stopped already. Waits
+    for the grace and a margin at most; a status that is not final then says that it goes on.
     """
     status = read_status(run.status)
     if status is None:
         return {"state": LOST, "reason": "no runner has written {}".format(run.status)}
+    if grace_s is not None and not status.is_final and _disk(status):
+        with contextlib.suppress(OSError):  # a disk that keeps no tickets: the job's own grace, then
+            turn.ask_grace(_disk(status), run.root.name, grace_s)
     if not status.is_final and not _ask(run, status):
         status = read_status(run.status) or status  # it may have ended just now
         if not status.is_final:
@@ -70,9 +95,10 @@ def stop(run: RunDir, grace_s: Optional[float] = None) -> Dict[str, Any]:
     if grace_s is None:
         job = read_json(run.job)
         grace_s = float(job.get("grace_s", 60.0)) if isinstance(job, dict) else 60.0
-    until = time.monotonic() + grace_s + MARGIN_S
-    while not status.is_final and time.monotonic() < until:
-        time.sleep(LOOK_S)
+    clock = clock_from_env()
+    until = clock.elapsed() + grace_s + MARGIN_S
+    while not status.is_final and clock.elapsed() < until:
+        clock.sleep(LOOK_S)
         status = read_status(run.status) or status
         if not status.is_final and not _runs_here(run, status):
             status = read_status(run.status) or status
@@ -80,6 +106,15 @@ def stop(run: RunDir, grace_s: Optional[float] = None) -> Dict[str, Any]:
                 reason = "its runner ended without a final status"
                 return dict(dataclasses.asdict(status), state=LOST, reason=reason)
     return dataclasses.asdict(status)
+
+
+def _disk(status: Optional[Status]) -> str:
+    """Where tickets lie; "" where nobody says. The caller first: the status may be of an attempt on another machine."""
+    return os.environ.get(DISK_ENV, "") or (status.disk if status is not None else "")
+
+
+def _others(run: RunDir, status: Optional[Status]) -> List[str]:
+    return turn.others(_disk(status), run.root.name) if _disk(status) else []
 
 
 def _runs_here(run: RunDir, status: Status) -> bool:
@@ -121,13 +156,21 @@ def main(argv: List[str]) -> int:
             grace_s = float(argv[4])
         except ValueError:
             argv = []
+        if grace_s is not None and not 0 <= grace_s < math.inf:
+            argv = []
     elif len(argv) != 3:
         argv = []
-    if not argv or argv[1] not in ("stop", "status"):
-        print("usage: python control.py status RUN_DIR | stop RUN_DIR [--grace SECONDS]", file=sys.stderr)
+    if not argv or argv[1] not in ("stop", "status", "lives"):
+        usage = "usage: python control.py status RUN_DIR | stop RUN_DIR [--grace SECONDS] | lives RUN_DIR"
+        print(usage, file=sys.stderr)
         return 2
     run = RunDir(os.path.abspath(argv[2]))
-    answer = status_of(run) if argv[1] == "status" else stop(run, grace_s)
+    if argv[1] == "status":
+        answer = status_of(run)
+    elif argv[1] == "lives":
+        answer = {"lives": runner_lives(run, _disk(read_status(run.status)))}
+    else:
+        answer = stop(run, grace_s)
     print(json.dumps(answer))
     if argv[1] == "stop" and answer["state"] not in (LOST, "succeeded", "failed", "stopped"):
         print("the run did not end in time: ask again, or stop the machine", file=sys.stderr)

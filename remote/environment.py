@@ -1,4 +1,4 @@
-"""The Python that a run uses on the pod, found or made; run by path, tells the hash that an image must carry.
+"""The Python that a run uses on the pod, found or made; run by path, makes an image's.
 
 The first that fits: `$PODCTL_PYTHON` (no pip at all) → an image whose stamp equals the hash → what this machine already
 unpacked or built → `env/<hash>.tar` on the volume → pip, on the local disk, packed for the next time. Virtual
@@ -280,13 +280,23 @@ def _remove(path: Path) -> None:
             pass
 
 
+def make(tool_dir: Path, env: Path) -> None:
+    """An image's environment, stamped so that `resolve` finds that it fits. Raises NoEnvironment."""
+    base = _find_base(os.environ)
+    _build(tool_dir, env, hash_of(tool_dir, base), base, print, lambda argv, cwd: subprocess.call(argv, cwd=str(cwd)))
+
+
 def main(argv: Sequence[str]) -> int:
-    """`environment.py hash TOOL_DIR`: what an image writes into the first line of its STAMP."""
-    if len(argv) != 3 or argv[1] != "hash":
-        print("usage: python environment.py hash TOOL_DIR", file=sys.stderr)
+    """`environment.py hash TOOL_DIR`: the first line of an image's STAMP; `make TOOL_DIR ENV`: all of it."""
+    verbs = {"hash": 3, "make": 4}
+    if len(argv) < 2 or verbs.get(argv[1]) != len(argv):
+        print("usage: python environment.py hash TOOL_DIR | make TOOL_DIR ENV", file=sys.stderr)
         return 2
     try:
-        print(hash_of(Path(argv[2]), _find_base(os.environ)))
+        if argv[1] == "hash":
+            print(hash_of(Path(argv[2]), _find_base(os.environ)))
+        else:
+            make(Path(argv[2]), Path(argv[3]))
     except NoEnvironment as e:
         print(e, file=sys.stderr)
         return 1

@@ -54,6 +54,8 @@ def _mistakes(job: Job) -> List[str]:
         value = getattr(job, name)
         if not isinstance(value, (int, float)) or isinstance(value, bool) or not value >= 0:
             found.append("{} must be a number that is not negative".format(name))
+    if job.queue not in (True, False):
+        found.append("queue must be true or false")
     for i, stage in enumerate(job.prep, 1):
         if not _are_texts([stage.run]) or not _are_texts(stage.inputs) or not _are_texts(stage.outputs):
             found.append("prep {} must have run, inputs and outputs".format(i))

@@ -7,10 +7,10 @@ import shutil
 import socket
 import subprocess
 import sys
-from typing import Any, Dict, List
+from typing import Any, Dict, Iterator, List, NamedTuple
 
 from remote.files import StrPath
-from remote.rundir import EPOCH_ENV, RUN_ENV
+from remote.rundir import DISK_ENV, EPOCH_ENV, RUN_ENV
 
 PACKAGES = (
     *("torch", "transformers", "accelerate", "peft", "datasets", "huggingface_hub", "tokenizers", "safetensors"),
@@ -51,21 +51,33 @@ def is_runner_of(pid: int, run_dir: StrPath) -> bool:
     return os.fsdecode(out).rstrip("\n").endswith(ends)
 
 
-def left_by_earlier(run_dir: StrPath, epoch: int) -> List[int]:
-    """Processes of this run that an attempt before this epoch started and did not end. Linux only, else none.
+class JobProcess(NamedTuple):
+    """A process that a run's job is, or has started: known by the environment that all of them inherit."""
 
-    They are known by the environment that every process of a job inherits, so no stranger is among them.
-    """
-    mine = "{}={}".format(RUN_ENV, run_dir)
-    found = []
+    pid: int
+    run_dir: str
+    epoch: int
+    disk: str
+
+
+def job_processes() -> Iterator[JobProcess]:
+    """Every living process of every run on this machine that we may look at. Linux only, else none."""
     for name in os.listdir("/proc") if os.path.isdir("/proc/self") else []:
-        if not name.isdigit():
+        if not name.isdigit() or int(name) == os.getpid():
             continue
-        environ = [os.fsdecode(e) for e in _read("/proc/{}/environ".format(name)).split(b"\0")]  # empty for a zombie
-        epochs = [e.partition("=")[2] for e in environ if e.startswith(EPOCH_ENV + "=")]
-        if mine in environ and epochs and epochs[0].isdigit() and int(epochs[0]) < epoch:
-            found.append(int(name))
-    return found
+        data = _read("/proc/{}/environ".format(name))  # empty for a zombie
+        if EPOCH_ENV.encode() not in data:
+            continue
+        entries = [os.fsdecode(e).partition("=") for e in data.split(b"\0")]
+        environ = {key: value for key, _, value in reversed(entries)}  # the first of a name counts
+        epoch = environ.get(EPOCH_ENV, "")
+        if epoch.isdigit() and environ.get(RUN_ENV):
+            yield JobProcess(int(name), environ[RUN_ENV], int(epoch), environ.get(DISK_ENV, ""))
+
+
+def left_by_earlier(run_dir: StrPath, epoch: int) -> List[int]:
+    """Processes of this run that an attempt before this epoch started and did not end."""
+    return [p.pid for p in job_processes() if p.run_dir == str(run_dir) and p.epoch < epoch]
 
 
 def group_lives(pgid: int) -> bool:

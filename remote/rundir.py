@@ -16,6 +16,7 @@ HEARTBEAT_S = 5.0
 STALE_S = 60.0  # a heartbeat this old, where the machine can't be asked, means that the run is lost
 
 VOLUME_ENV = "PODCTL_VOLUME"  # the volume's root, the only place it comes from
+DISK_ENV = "PODCTL_DISK"  # a folder on the pod's local disk
 RUN_ENV = "PODCTL_RUN_DIR"  # the run directory, for the job
 EPOCH_ENV = "PODCTL_EPOCH"  # the fencing epoch under which the job may write
 
@@ -35,7 +36,7 @@ class Status:
     attempt: int
     boot_id: str
     state: str
-    phase: str  # environment, prep, train
+    phase: str  # environment, queue, prep, train
     pid: int  # the runner's
     started_at: float
     heartbeat_at: float
@@ -45,6 +46,7 @@ class Status:
     reason: str = ""  # one sentence for a person: why it ended, or is ending
     limit: str = ""  # the limit that ended it (max_hours), if one did
     log_bytes: int = 0
+    disk: str = ""  # the folder on the machine's local disk where its turn is kept
     schema: int = SCHEMA
 
     @property
@@ -91,6 +93,7 @@ class Job:
     env: Dict[str, str]  # no secrets: those come in a file on tmpfs
     max_hours: float  # of this attempt; the runner stops the job there
     grace_s: float = 60.0  # from the request to save until the kill
+    queue: bool = False  # wait for the runs that came earlier on this machine; max_hours counts from its turn
     schema: int = SCHEMA
 
     @classmethod

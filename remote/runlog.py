@@ -4,11 +4,14 @@ A network volume can refuse a write (full) or never answer one; a terminal can b
 is written by a thread of its own, behind a queue with an end.
 """
 
+import base64
 import collections
+import json
 import os
 import threading
 import time
 from typing import Deque, Iterable, List
+from urllib.parse import quote_from_bytes
 
 from remote.files import StrPath
 
@@ -97,9 +100,9 @@ class Redactor:
     """Takes secrets out of a stream, also where they come in pieces."""
 
     def __init__(self, secrets: Iterable[str]) -> None:
-        self.secrets: List[str] = sorted({s for s in secrets if len(s.encode("utf-8")) >= MIN_SECRET_BYTES})
-        encoded = [s.encode("utf-8") for s in self.secrets]
-        self._values = sorted(encoded, key=len, reverse=True)  # the longest first: one may begin with another
+        self.secrets: List[str] = sorted({s for s in secrets if len(_bytes(s)) >= MIN_SECRET_BYTES})
+        forms = {form for s in self.secrets for form in forms_of(_bytes(s))}
+        self._values = sorted(forms, key=len, reverse=True)  # the longest first: one may begin with another
         self._held = b""
 
     @property
@@ -123,6 +126,26 @@ class Redactor:
         """What was held back, since nothing follows."""
         held, self._held = self._held, b""
         return held
+
+
+def forms_of(secret: bytes) -> List[bytes]:
+    """The secret as it is, and as programs like to print it: URL-encoded, in a JSON text, in base64.
+
+    In base64 the same bytes have three looks, by how many stand before them; the characters that neighbours have a
+    share in are left out of each.
+    """
+    text = secret.decode("utf-8", "backslashreplace")
+    forms = [secret, quote_from_bytes(secret, safe="").encode(), quote_from_bytes(secret).encode()]
+    forms += [json.dumps(text)[1:-1].encode(), json.dumps(text, ensure_ascii=False)[1:-1].encode("utf-8")]
+    for before in range(3):
+        whole = base64.b64encode(b"\0" * before + secret)
+        mine = whole[(0, 2, 3)[before] : len(whole) - (0, 3, 2)[(before + len(secret)) % 3]]
+        forms += [mine, mine.replace(b"+", b"-").replace(b"/", b"_")]
+    return forms
+
+
+def _bytes(secret: str) -> bytes:
+    return secret.encode("utf-8", "surrogateescape")
 
 
 def _overlap(data: bytes, value: bytes) -> int:

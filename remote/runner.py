@@ -3,6 +3,12 @@
 It owns `status.json`, `log`, `env.json` and `writer/`. Asked to stop (SIGTERM, SIGINT, SIGHUP) it asks the job to save,
 waits `grace_s`, and kills. Its exit code is the job's: 0 done, 1 failed, 2 bad input, 75 saved and resumable (also: a
 newer attempt took over), 128+n killed by signal n.
+
+It holds a ticket (`turn.py`) from its first moment to its last, so that others on this machine see it. A queued run
+waits until those that came before it are gone, with its environment ready, since making one needs no GPU; prep may,
+and comes after. Its secrets are read, and their file is gone, before it waits; `max_hours` counts from its turn. A
+queued run is promised the machine, so it also ends what a run left behind whose runner died: asked to save, then
+killed. A run that is not queued starts beside the others, and touches none of theirs.
 """
 
 import os
@@ -37,9 +43,11 @@ from remote.jobfile import (
     read_secrets,
     secrets_are_open,
 )
+from remote.place import Place
 from remote.prep import PrepFailed, prepare
 from remote.reporter import Reporter
 from remote.rundir import (
+    DISK_ENV,
     EXIT_BAD_INPUT,
     EXIT_FAILED,
     EXIT_SAVED,
@@ -59,7 +67,6 @@ from remote.rundir import (
 from remote.runlog import RunLog
 from remote.supervisor import Ended, Signals, Stopping, Supervisor
 
-DISK_ENV = "PODCTL_DISK"  # a folder on the pod's local disk
 VOLUME_PATIENCE_S = 30.0  # for the last bytes of log and status, on a volume that answers slowly
 FACTS_PATIENCE_S = 5.0
 EXIT_NOT_RUNNABLE, EXIT_NOT_FOUND = 126, 127  # as shells have it
@@ -76,10 +83,12 @@ class Failed(Exception):
 class Attempt:
     """One attempt, from taking the run over to its final status."""
 
-    def __init__(self, run: RunDir, signals: Signals) -> None:
+    def __init__(self, run: RunDir, signals: Signals, place: Place) -> None:
         """Take the run over and say so in its status and log. Raises OSError where the volume cannot be written."""
         self._run = run
+        self._place = place
         self._clock = clock_from_env()
+        self._began = self._clock.elapsed()
         self._epoch = take_epoch(run.writer)
         self._fence = Fence(run.writer, self._epoch)
         self._started_at = self._clock.now()
@@ -92,6 +101,7 @@ class Attempt:
             pid=os.getpid(),
             started_at=self._started_at,
             heartbeat_at=self._started_at,
+            disk=place.disk,
         )
         try:
             self._log = RunLog(run.log)
@@ -103,7 +113,7 @@ class Attempt:
             write_dataclass(run.status, failed)
             raise
         self._reporter = Reporter(run, self._fence, self._clock, self._log, status)
-        self._supervisor = Supervisor(signals, self._clock, self._log, self._reporter)
+        self._supervisor = Supervisor(signals, self._clock, self._log, self._reporter, place.asked_grace_s)
         self._facts: Optional[threading.Thread] = None
         self._ran_out_of_memory = False
 
@@ -130,7 +140,7 @@ class Attempt:
         try:
             job = read_job(self._run)
             self._reporter.update(run_id=job.run_id)
-            self._supervisor.set_limits(self._started_at, job.max_hours, job.grace_s)
+            self._supervisor.set_limits(self._began, job.max_hours, job.grace_s)
             secrets = read_secrets(os.environ)
         except BadJob as e:
             raise Failed(str(e), EXIT_BAD_INPUT) from e
@@ -139,18 +149,24 @@ class Attempt:
             self._log.say("others on this machine can read {}: chmod 600 it".format(os.environ[SECRETS_ENV]))
         forget_secrets(os.environ)
         volume = Volume.from_env()
-        disk = os.environ.get(DISK_ENV, "")
-        if volume is None or not disk:
+        if volume is None or not self._place.disk:
             raise Failed(
                 "the runner needs {} and {}: start it through run.sh".format(VOLUME_ENV, DISK_ENV), EXIT_BAD_INPUT
             )
-        self._link_current_log(volume)
+        if not job.queue:
+            self._link_current_log(volume)
+            self._place.look_around(self._log.say)
 
-        self._supervisor.end_all(lambda: machine.left_by_earlier(self._run.root, self._epoch))
-        python = self._environment(job, volume, Path(disk))
+        self._supervisor.end_all(lambda: machine.left_by_earlier(self._run.root, self._epoch), "an earlier attempt")
+        python = self._environment(job, volume, Path(self._place.disk))
         self._facts = threading.Thread(target=self._write_facts, args=(python,), daemon=True)
         self._facts.start()
         env = environment_of(job, self._run, volume, self._epoch, python, os.environ, secrets)
+        if job.queue:
+            self._place.wait_for_turn(
+                self._clock, self._log.say, self._supervisor, lambda: self._reporter.update(phase="queue")
+            )
+            self._link_current_log(volume)
 
         self._supervisor.check()
         self._reporter.update(state=RUNNING, phase="prep" if job.prep else "train")
@@ -233,7 +249,7 @@ class Attempt:
             lost = "the log lacks {} bytes: {}".format(self._log.lost, self._log.trouble)
             reason = "{}; {}".format(reason, lost) if reason else lost
         now = self._clock.now()
-        took = duration(now - self._started_at)
+        took = duration(self._clock.elapsed() - self._began)
         self._log.say("=== {} after {}{} ===".format(state, took, ": " + reason if reason else ""))
         if not self._log.close(VOLUME_PATIENCE_S):
             reason = "; ".join(filter(None, [reason, "the volume did not take the end of the log in time"]))
@@ -322,12 +338,16 @@ def main(argv: List[str]) -> int:
         _complain("there is no run directory {}".format(run))
         return EXIT_BAD_INPUT
     signals = Signals()
+    place = Place(os.environ.get(DISK_ENV, ""), run.root.name)
     try:
-        attempt = Attempt(run, signals)
-    except OSError as e:
-        _complain("cannot write to {}: {}: is the volume mounted, and not full?".format(run, e.strerror or e))
-        return EXIT_FAILED
-    return attempt.go()
+        try:
+            attempt = Attempt(run, signals, place)
+        except OSError as e:
+            _complain("cannot write to {}: {}: is the volume mounted, and not full?".format(run, e.strerror or e))
+            return EXIT_FAILED
+        return attempt.go()
+    finally:
+        place.leave()
 
 
 if __name__ == "__main__":

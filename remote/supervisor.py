@@ -1,6 +1,7 @@
 """Runs the attempt's commands one after the other, and ends them in time: asked to save first, killed when they don't.
 
-Stopping works the same for every reason: a signal to the runner, `max_hours`, a newer attempt that took over.
+Stopping works the same for every reason: a signal to the runner, `max_hours`, a newer attempt that took over. Limits
+are counted in time that went by, never by the clock on the wall: that one may be set a day forward, or back.
 """
 
 import os
@@ -61,7 +62,15 @@ class Ended:
 class Supervisor:
     """Owns the attempt's deadline and its stop. `stop_reason` is empty as long as it may go on."""
 
-    def __init__(self, signals: Signals, clock: Clock, log: RunLog, reporter: Reporter) -> None:
+    def __init__(
+        self,
+        signals: Signals,
+        clock: Clock,
+        log: RunLog,
+        reporter: Reporter,
+        asked_grace_s: Callable[[], Optional[float]] = lambda: None,
+    ) -> None:
+        """`asked_grace_s`: the grace that whoever stops the run asks for instead of the job's own, if any."""
         self.stop_reason = ""
         self.limit = ""
         self.killed = False  # it did not end within the grace
@@ -69,16 +78,34 @@ class Supervisor:
         self._clock = clock
         self._log = log
         self._reporter = reporter
-        self._deadline = float("inf")
+        self._read_grace = asked_grace_s
+        self._max_s = float("inf")
+        self._deadline = float("inf")  # this one and the next are moments of clock.elapsed()
         self._deadline_reason = ""
         self._grace_s = 60.0
+        self._asked_grace_s: Optional[float] = None
         self._kill_at = float("inf")
 
-    def set_limits(self, started_at: float, max_hours: float, grace_s: float) -> None:
-        """What the job says about it, once it is read."""
-        self._deadline = started_at + max_hours * 3600
+    def set_limits(self, began: float, max_hours: float, grace_s: float) -> None:
+        """What the job says about it, once it is read; hours count from `began`, a moment of the clock's `elapsed`."""
+        self._max_s = max_hours * 3600
+        self._deadline = began + self._max_s
         self._deadline_reason = "max_hours ({:g} h) reached".format(max_hours)
         self._grace_s = grace_s
+
+    def suspend_limit(self) -> None:
+        """The hours do not count until `restart_limit`."""
+        self._deadline = float("inf")
+
+    def restart_limit(self) -> None:
+        """The hours count from now, where they did not."""
+        if self._deadline == float("inf"):
+            self._deadline = self._clock.elapsed() + self._max_s
+
+    def pause(self, seconds: float) -> None:
+        """Let at most so much time go by. Raises Stopping when asked to stop."""
+        self._signals.wait(seconds)
+        self.check()
 
     def step(self, argv: Sequence[str], cwd: StrPath, env: Mapping[str, str]) -> int:
         """The exit code of a step before the job's command. Raises Stopping where that was cut short."""
@@ -88,22 +115,22 @@ class Supervisor:
             self.check()
         return ended.exit_code
 
-    def end_all(self, find: Callable[[], Sequence[int]]) -> None:
+    def end_all(self, find: Callable[[], Sequence[int]], whose: str) -> None:
         """Have processes of others save and go, killed after the grace. Raises Stopping when asked to stop."""
         pids = find()
         if not pids:
             return
         count = "1 process" if len(pids) == 1 else "{} processes".format(len(pids))
         verb = "runs" if len(pids) == 1 else "run"
-        self._log.say("{} of an earlier attempt still {} here: ended, {:g} s to go".format(count, verb, self._grace_s))
+        self._log.say("{} of {} still {} here: ended, {:g} s to go".format(count, whose, verb, self._grace_s))
         _signal_each(pids, signal.SIGTERM)
-        kill_at = self._clock.now() + self._grace_s
-        while pids and self._clock.now() < kill_at:
+        kill_at = self._clock.elapsed() + self._grace_s
+        while pids and self._clock.elapsed() < kill_at:
             self._signals.wait(LOOK_S)
             self.check()
             pids = find()
         if pids:
-            self._log.say("of an earlier attempt, killed: {}".format(", ".join(map(str, pids))))
+            self._log.say("of {}, killed: {}".format(whose, ", ".join(map(str, pids))))
             _signal_each(pids, signal.SIGKILL)
 
     def check(self) -> None:
@@ -137,7 +164,7 @@ class Supervisor:
             if self.stop_reason and not asked:
                 asked = True
                 child.signal(signal.SIGTERM)
-            if asked and self._clock.now() >= self._kill_at and not self.killed:
+            if asked and self._clock.elapsed() >= self._kill_at and not self.killed:
                 if child.has_ended:  # only what it left runs on
                     return
                 self.killed = True
@@ -156,16 +183,28 @@ class Supervisor:
             self._stop(taken_over)
         if self._signals.asked is not None:
             self._stop("asked to stop ({})".format(signal.Signals(self._signals.asked).name))
-        elif self._clock.now() >= self._deadline:
+        elif self._clock.elapsed() >= self._deadline:
             self._stop(self._deadline_reason, limit="max_hours")
+        if self.stop_reason and self._hear_grace():  # asked once more, for another time than before
+            self._kill_at = self._clock.elapsed() + self._grace_s
+            self._log.say("asked for another grace: {:g} s to go from here".format(self._grace_s))
 
     def _stop(self, reason: str, limit: str = "") -> None:
         if self.stop_reason:
             return
         self.stop_reason, self.limit = reason, limit
-        self._kill_at = self._clock.now() + self._grace_s
+        self._hear_grace()
+        self._kill_at = self._clock.elapsed() + self._grace_s
         self._log.say("{}: saving, {:g} s to go".format(reason, self._grace_s))
         self._reporter.update(state=STOPPING, reason=reason, limit=limit)
+
+    def _hear_grace(self) -> bool:
+        """Whether somebody has asked for another grace since the last look."""
+        asked_s = self._read_grace()
+        if asked_s is None or asked_s == self._asked_grace_s:
+            return False
+        self._grace_s = self._asked_grace_s = asked_s
+        return True
 
 
 def _signal_each(pids: Sequence[int], number: int) -> None:

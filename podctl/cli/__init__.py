@@ -11,8 +11,13 @@ import typer
 from podctl.errors import MissingHere, PodctlError
 
 CANCELLED = 130
+COMMANDS = (
+    *("init", "doctor", "completion", "train", "attach", "logs", "ps", "status", "stop", "tensorboard", "pull"),
+    *("push", "sync", "ssh", "exec", "ssh-config", "resume", "queue"),
+)  # what hints speak of
 EPILOGUE = """\b
 Examples:
+  podctl init
   podctl train --config configs/demo.yaml --local
   podctl train --config whisper.yaml --set train.optim.lr=3e-5 --detach
   podctl attach
@@ -29,7 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = list(sys.argv[1:] if argv is None else argv)
     _keep_standard_streams()
     try:
-        return _guarded(args)
+        shell = os.environ.pop("_PODCTL_COMPLETE", "")
+        return _complete(shell, args) if shell else _guarded(args)
     except Exception as e:
         if type(e).__name__ != "ReaderGone":
             raise
@@ -37,9 +43,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
 
 
+def _complete(shell: str, args: list[str]) -> int:
+    """Answer a shell that wants to know what may be typed next."""
+    from podctl.completion import commands_of, reply
+    from podctl.ui import Ui
+
+    Ui().data(reply(shell, args, commands_of(_app())).rstrip("\n"))
+    return 0
+
+
 def _guarded(args: list[str]) -> int:
     try:
-        result = _app()(args=args, standalone_mode=False, prog_name=program())
+        result = _app()(args=_keeping_dashes(args), standalone_mode=False, prog_name=program())
         code = result if isinstance(result, int) else 0
         if code == CANCELLED:  # the parser has swallowed Ctrl-C
             print_cancelled()
@@ -60,12 +75,20 @@ def _guarded(args: list[str]) -> int:
         raise
 
 
+def _keeping_dashes(args: list[str]) -> list[str]:
+    """`exec RUN -- CMD`: the parser takes a `--` away, and with it where the command begins."""
+    if args[:1] != ["exec"] or "--" not in args:
+        return args
+    at = args.index("--")
+    return [*args[:at], "--", *args[at:]]
+
+
 def _tell(e: PodctlError, args: Sequence[str]) -> int:
     from podctl.ui import ReaderGone, Ui
 
     e.hint = as_typed(e.hint)
     try:
-        Ui(as_json="--json" in args).fail(e)
+        Ui(as_json="--json" in args[: args.index("--") if "--" in args else None]).fail(e)
     except (ReaderGone, OSError):  # a mistake stays one when nobody reads it
         _say_no_more()
     return e.exit_code
@@ -111,9 +134,7 @@ def as_typed(hint: str) -> str:
     name = program()
     if name in hint:
         return hint
-    return re.sub(
-        r"(?<![\w/.])podctl (?=(train|attach|logs|ps|status|stop|tensorboard|pull)\b)", lambda _: f"{name} ", hint
-    )
+    return re.sub(rf"(?<![\w/.])podctl (?=({'|'.join(COMMANDS)})\b)", lambda _: f"{name} ", hint)
 
 
 def print_cancelled() -> None:
@@ -133,7 +154,7 @@ def _usage_error(e: Exception) -> int | None:
 
 
 def _app() -> typer.Typer:
-    from podctl.cli import follow, results, runs, train
+    from podctl.cli import files, follow, recover, results, runs, setup, shells, train
 
     app = typer.Typer(
         name="podctl",
@@ -145,7 +166,7 @@ def _app() -> typer.Typer:
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     )
-    for family in (train, follow, runs, results):
+    for family in (setup, train, follow, runs, results, files, shells, recover):
         family.register(app)
 
     @app.callback()

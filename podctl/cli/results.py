@@ -1,4 +1,4 @@
-"""`podctl tensorboard` and `podctl pull`."""
+"""`podctl pull`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -9,44 +9,17 @@ from podctl.cli.options import AsJson, RunWord, epilogue, meant_run
 
 
 def register(app: typer.Typer) -> None:
-    app.command(epilog=epilogue("tensorboard", "tensorboard demo --no-browser"))(tensorboard)
-    app.command(epilog=epilogue("pull", "pull demo --to results --checkpoints"))(pull)
-
-
-def tensorboard(
-    run: RunWord = "",
-    no_browser: Annotated[bool, typer.Option("--no-browser", help="Print the address only.")] = False,
-    as_json: AsJson = False,
-) -> int:
-    """Show a run's curves until Ctrl-C."""
-    import sys
-    import webbrowser
-
-    from podctl import shell
-    from podctl.errors import PodctlError
-    from podctl.runs import host_for
-    from podctl.tensorboard import serving
-    from podctl.ui import Ui
-
-    found, _ = meant_run(run)
-    ui = Ui(as_json=as_json)
-    try:
-        with shell.ending_like_ctrl_c(), serving(found, host_for(found)) as (url, process):
-            if as_json:
-                ui.emit({"event": "serving", "run": found.id, "url": url})
-            else:
-                ui.data(url)
-            ui.note("Ctrl-C ends it")
-            if not no_browser and sys.stdout.isatty():
-                webbrowser.open(url)
-            process.wait()
-    except KeyboardInterrupt:
-        return 0
-    raise PodctlError("TensorBoard ended by itself")
+    app.command(
+        epilog=epilogue("pull", "pull demo --to results --checkpoints", "pull demo reports export/config.json")
+    )(pull)
 
 
 def pull(
     run: RunWord = "",
+    paths: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="PATH...", help="In the run's directory; all of it.", show_default=False),
+    ] = None,
     to: Annotated[
         Path | None,
         typer.Option("--to", metavar="DIR", help="Where to; .podctl/runs/RUN in the project.", show_default=False),
@@ -54,22 +27,30 @@ def pull(
     checkpoints: Annotated[bool, typer.Option("--checkpoints", help="Also the checkpoints.")] = False,
     as_json: AsJson = False,
 ) -> int:
-    """Bring a run's files here, with the exported model."""
+    """Bring a run's files here, with the exported model, or only what is named of them."""
     from podctl.errors import MissingHere
     from podctl.fetch import pull_all, results_dir
     from podctl.runs import host_for, run_dir
-    from podctl.ui import Ui, shown
+    from podctl.transfer import Desk
+    from podctl.ui import Ui, shown, size
+    from remote.clock import clock_from_env
 
     found, _ = meant_run(run)
     ui, target = Ui(as_json=as_json), to or results_dir(found)
+    desk = Desk(ui, clock_from_env())
     try:
-        pull_all(run_dir(found), host_for(found), target, checkpoints=checkpoints)
+        outcome = pull_all(
+            run_dir(found), host_for(found), target, desk, checkpoints=checkpoints, names=tuple(paths or ())
+        )
     except OSError as e:
         where = shown(e.filename or target)
         raise MissingHere(f"{where} can't be written: {e.strerror}", "--to another folder, or free some space") from e
     if as_json:
-        ui.emit({"event": "pulled", "run": found.id, "to": str(target)})
+        told = {"files": outcome.n_files, "bytes": outcome.n_bytes, "held": outcome.n_held}
+        ui.emit({"event": "pulled", "run": found.id, "to": str(target), **told})
     else:
         ui.data(str(target))
-        ui.done(f"{found.id} is in {shown(target)}")
+        held = f", {outcome.n_held} were here" if outcome.n_held else ""
+        files = f"{outcome.n_files} file{'s' * (outcome.n_files != 1)}"
+        ui.done(f"{found.id} is in {shown(target)}: {files}, {size(outcome.n_bytes)} fetched{held}")
     return 0

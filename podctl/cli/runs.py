@@ -10,7 +10,7 @@ from podctl.cli.options import AsJson, RunWord, epilogue, meant_run, this_projec
 def register(app: typer.Typer) -> None:
     app.command(epilog=epilogue("ps", "ps --all", "ps --json | jq .state"))(ps)
     app.command(epilog=epilogue("status", "status demo", "status --json"))(status)
-    app.command(epilog=epilogue("stop", "stop demo"))(stop)
+    app.command(epilog=epilogue("stop", "stop demo --grace 300"))(stop)
 
 
 def ps(
@@ -45,6 +45,10 @@ def status(run: RunWord = "", as_json: AsJson = False) -> int:
 
 def stop(
     run: RunWord = "",
+    grace: Annotated[
+        float | None,
+        typer.Option("--grace", metavar="SECONDS", min=0, help="To save in; what its job says.", show_default=False),
+    ] = None,
     as_json: AsJson = False,
 ) -> int:
     """Have a run save, then end it; it can be resumed."""
@@ -52,4 +56,4 @@ def stop(
     from podctl.ui import Ui
 
     found, ledger = meant_run(run)
-    return stop_run(watcher(found, Ui(as_json=as_json)), ledger)
+    return stop_run(watcher(found, Ui(as_json=as_json)), ledger, grace)

@@ -19,6 +19,7 @@ def register(app: typer.Typer) -> None:
             "train --config whisper.yaml --debug",
             "train --config whisper.yaml --set train.optim.lr=3e-5 --set pod.max_hours=2",
             "train --config whisper.yaml --dry-run",
+            "train --config whisper.yaml --queue --detach",
         )
     )(train)
 
@@ -34,6 +35,8 @@ def train(
     sets: Annotated[
         list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override a key for this run; repeatable.")
     ] = None,
+    queue: Annotated[bool, typer.Option("--queue", help="Wait there until the runs before it have ended.")] = False,
+    beside: Annotated[bool, typer.Option("--beside", help="Share the machine with a run that is going on it.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     detach: Annotated[bool, typer.Option("--detach", help="Return once it runs.")] = False,
     as_json: AsJson = False,
@@ -49,12 +52,12 @@ def train(
     from remote.clock import clock_from_env
 
     ui, clock = Ui(as_json=as_json), clock_from_env()
-    order = Order(config, tuple(sets or ()), local, debug, force_restart, program())
+    order = Order(config, tuple(sets or ()), local, debug, force_restart, queue, beside, program())
     with prepare(order, clock, look_only=dry_run) as prepared:
         show_plan(prepared, ui)
         if dry_run:
             return 0
-        if prepared.provider.name != "local" and not yes and not ui.confirm("rent it?"):
+        if prepared.provider.can.rents and not yes and not ui.confirm("rent it?"):
             raise Cancelled("nothing was rented")
         launched = launch(prepared, ui, clock)
     watcher = Watcher(launched.run, launched.host, ui, clock, order.podctl)
@@ -75,7 +78,7 @@ def show_plan(p: "Prepared", ui: "Ui") -> None:
     what = f"resumes: {p.choice.because}" if plan.resumes else f"new{': ' * bool(p.choice.because)}{p.choice.because}"
     commit = (f", commit {snap.commit[:10]}" if snap.commit else ", no commit") if snap.in_git else ", not in git"
     dirty = f", {len(snap.changed)} changed and {len(snap.untracked)} un-added" if snap.dirty else ""
-    ending = "the run ends, this machine stays on" if p.provider.name == "local" else "the pod is given back"
+    ending = "the pod is given back" if p.provider.can.rents else "the run ends, the machine stays on"
     if ui.as_json:
         told = {"run": plan.run_id, "resumes": plan.resumes, "because": p.choice.because, "provider": p.provider.name}
         told |= {"machine": offer.ref, "files": len(snap.files), "bytes": snap.n_bytes, "commit": snap.commit}
@@ -87,6 +90,7 @@ def show_plan(p: "Prepared", ui: "Ui") -> None:
         ("machine", f"{offer.ref or offer.gpu} ({p.provider.name}), {money(offer.usd_per_hour)} an hour"),
         ("code", f"{len(snap.files)} file{'s' * (len(snap.files) != 1)}, {size(snap.n_bytes)}{commit}{dirty}"),
         ("limit", f"{duration(plan.max_hours * 3600)}, {money(plan.ceiling_usd)} at most"),
+        ("turn", "after the runs that are going there" if p.queue else "beside them" if p.beside else ""),
         ("at the end", ending),
     ]
     ui.facts(facts, talk=True)

@@ -1,6 +1,8 @@
 """This machine as a pod: nothing is rented, nothing is billed, and nothing but the run can be ended."""
 
+import os
 import platform
+import sys
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
@@ -15,7 +17,7 @@ class LocalProvider:
     """`pod.provider: local`. Its volume and its disk are folders of the state directory."""
 
     name = "local"
-    can = Can()
+    can = Can(rents=False)
 
     def offers(self, spec: PodSpec) -> Sequence[Offer]:
         """The one machine there is, at no price."""
@@ -63,4 +65,10 @@ class LocalProvider:
             usd_per_hour=0.0,
             volume_dir=root / "volume",
             disk_dir=root / "disk",
+            python=local_python(),
         )
+
+
+def local_python() -> str:
+    """The Python that trains on this machine: `$PODCTL_PYTHON`, else the one that podctl runs on."""
+    return os.environ.get("PODCTL_PYTHON") or sys.executable

@@ -14,7 +14,7 @@ class SshProvider:
     """`pod.provider: ssh`. A pod's id says all that reaches it, so that a run is found again by the ledger alone."""
 
     name = "ssh"
-    can = Can(tunnel=True)
+    can = Can(tunnel=True, rents=False)
 
     def offers(self, spec: PodSpec) -> Sequence[Offer]:
         """The one machine there is. Raises BadInput where the experiment names none."""

@@ -30,7 +30,13 @@ def test_a_commands_help_imports_nothing_of_the_training(cli: Cli):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("command", ["train", "attach", "logs", "ps", "status", "stop", "tensorboard", "pull"])
+COMMANDS = [
+    *("init", "doctor", "completion", "train", "attach", "logs", "ps", "status", "stop", "tensorboard", "pull"),
+    *("exec", "ssh-config", "recover"),
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_explains_itself_with_examples(cli: Cli, command: str):
     done = cli(command, "--help")
     assert done.code == 0

@@ -155,3 +155,13 @@ def test_a_full_disk_is_said_before_anything_is_started(cli, tmp_path: Path):
         assert not (small / "volume").exists()
     finally:
         subprocess.run(["umount", str(small)], check=True)
+
+
+def test_a_launch_that_was_undone_does_not_stand_before_a_run_that_lives():
+    def event(t: float, kind: str, run: str) -> Event:
+        return Event(t, kind, run, "p", "ssh", "tiny", pod="x")
+
+    lived = [event(1, kind, "one") for kind in ("intent", "created", "ready", "launched")]
+    undone = [event(2, kind, "two") for kind in ("intent", "created", "gone")]
+    assert newest(fold([*lived, *undone]).values(), "p").id == "one"
+    assert newest(fold(undone).values(), "p").id == "two"

@@ -47,10 +47,11 @@ def test_a_run_goes_its_whole_way_under_python_3_8(tmp_path):
     if python is None:
         pytest.skip("no Python 3.8 here")
     with Pod(tmp_path, python=python) as pod:
-        assert pod.finish("python", "-c", "import sys; print('version', sys.version_info[:2])").state == SUCCEEDED
+        show = ["python", "-c", "import sys; print('version', sys.version_info[:2])"]
+        assert pod.finish(*show, queue=True).state == SUCCEEDED
         assert "version (3, 8)" in pod.log
         control = [python, "-I", "-S", str(pod.tool / "remote" / "control.py")]
-        for word in ("status", "stop"):
+        for word in ("status", "stop", "lives"):
             done = subprocess.run([*control, word, str(pod.run)], env=pod.env, stdout=subprocess.PIPE, check=True)
             assert json.loads(done.stdout)
 

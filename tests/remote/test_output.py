@@ -1,5 +1,6 @@
 """What a job prints reaches the log whole, and nothing that goes wrong with log, screen or volume hurts the job."""
 
+import base64
 import contextlib
 import hashlib
 import json
@@ -7,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+import urllib.parse
 
 import pytest
 from support.pod import Pod, is_alive, wait_until
@@ -299,3 +301,17 @@ def test_a_secret_is_hidden_wherever_the_stream_is_cut(cut):
 def test_a_stream_without_secrets_is_not_changed():
     redactor = Redactor(["secret-one"])
     assert redactor.feed(b"sec") + redactor.feed(b"ond thoughts, tiny") + redactor.flush() == b"second thoughts, tiny"
+
+
+@pytest.mark.parametrize("secret", ["hf_verysecretvalue", "ends in 1", "canary/+ä:?", 'quo"ted\\backslash'])
+def test_a_secret_is_hidden_in_every_form_that_programs_print(secret):
+    value, clean = secret.encode(), Redactor([secret]).clean
+    for before in (b"", b"u:", b"u", b"user:xy"):
+        for after in (b"", b"1", b"\xff\xff"):
+            for encode in (base64.b64encode, base64.urlsafe_b64encode):
+                shown = clean(encode(before + value + after))
+                assert b"***" in shown
+                assert len(shown) <= len(encode(before + after)) + 8, "nothing is left but what its neighbours share"
+    assert clean(urllib.parse.quote(secret, safe="").encode()) == b"***"
+    assert b"***" in clean(json.dumps({"token": secret}).encode())
+    assert clean(b"nothing of it") == b"nothing of it"

@@ -136,6 +136,34 @@ def test_max_hours_ends_the_attempt_as_a_request_to_stop_does(pod):
     assert (status.state, status.limit, status.reason) == (STOPPED, "max_hours", "max_hours (0.5 h) reached")
 
 
+@pytest.mark.parametrize("wall_s", [86_400, -86_400])
+def test_a_clock_that_is_set_to_another_day_neither_ends_a_run_nor_makes_it_endless(pod, wall_s):
+    pod.job(*pod.script(SAVES.format(code=75)), max_hours=0.5)
+    process = pod.start()
+    pod.wait_for("pid")
+    before = pod.status.heartbeat_at
+    pod.move_clock(0, wall_s)
+    wait_until(lambda: abs(pod.status.heartbeat_at - before - wall_s) < 600, "a heartbeat by the new time")
+    pod.move_clock(1700, wall_s)
+    wait_until(lambda: pod.status.heartbeat_at - before - wall_s > 1600, "a heartbeat later")
+    assert pod.status.state == RUNNING
+    pod.move_clock(1810, wall_s)
+    assert process.wait(20) == 75
+    assert pod.status.limit == "max_hours"
+    assert "=== stopped after 30 m" in pod.log
+
+
+def test_a_grace_is_kept_though_the_clock_is_set_to_another_day(pod):
+    pod.job(*pod.script(STUBBORN), grace_s=100)
+    process = pod.start()
+    pod.wait_for("up")
+    process.terminate()
+    pod.wait_for_state(STOPPING)
+    pod.move_clock(0, -86_400)
+    pod.move_clock(110, -86_400)
+    assert process.wait(20) == 128 + 9
+
+
 def test_a_killed_runner_leaves_a_job_that_saves_and_goes(pod):
     pod.job(*pod.script(SAVES.format(code=75)))
     process = pod.start()
@@ -214,6 +242,7 @@ def test_a_superseded_runner_stops_its_job_and_leaves_the_newer_status_alone(pod
         ({"source_dir": "/no/such/place"}, "source_dir is '/no/such/place', which is not a folder"),
         ({"max_hours": "soon"}, "max_hours must be a number"),
         ({"env": {"A": 1}}, "env must map names to texts"),
+        ({"queue": "yes"}, "queue must be true or false"),
         ({"schema": 99}, "job.json has schema 99, this runner reads 1"),
         ({"prep": [{"run": "true", "inputs": [], "outputs": None}]}, "prep 1 must have run, inputs and outputs"),
     ],

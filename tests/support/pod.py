@@ -8,11 +8,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from remote.files import write_atomic
 from remote.rundir import Job, RunDir, Stage, Status, Volume, read_status
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -65,6 +66,10 @@ class Pod:
             folder.mkdir(parents=True, exist_ok=True)
         ignore = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / "remote", self.tool / "remote", ignore=ignore, dirs_exist_ok=True)
+
+    def another(self, run_id: str, **changes: Any) -> "Pod":
+        """Another run on the same machine and volume; what it starts ends with this one's."""
+        return replace(self, run_id=run_id, **changes)
 
     def __enter__(self) -> Self:
         return self
@@ -150,9 +155,9 @@ class Pod:
         assert isinstance(status, Status)
         return status
 
-    def move_clock(self, seconds: float) -> None:
-        """Put the clock of everything on this pod forward."""
-        self.clock_file.write_text(str(seconds))
+    def move_clock(self, seconds: float, wall_s: float = 0.0) -> None:
+        """Let so much time go by for everything on this pod, and set its clock on the wall so much off beside that."""
+        write_atomic(self.clock_file, f"{seconds} {wall_s}".encode())
 
     def control(self, *words: str) -> dict[str, Any]:
         """What `control.py WORD RUN_DIR` says."""

@@ -9,26 +9,30 @@ class SpecAugment(Section):
     """Masks over the log-mel (Park et al., 2019)."""
 
     p: float = Field(default=0.5, ge=0, le=1, description="share of utterances that are masked at all")
-    freq_masks: int = Field(default=1, ge=0)
+    freq_masks: int = Field(default=1, ge=0, description="masks over frequency, an utterance")
     freq_width: int = Field(default=15, ge=0, description="mel bins, at most")
-    time_masks: int = Field(default=1, ge=0)
+    time_masks: int = Field(default=1, ge=0, description="masks over time, an utterance")
     time_share: float = Field(default=0.05, ge=0, le=1, description="of the utterance, at most")
 
 
 class Augment(Section):
+    """What is done to training audio, drawn anew each epoch; dev and test are never touched."""
+
     spec: SpecAugment | None = None
     speed: list[float] = Field(
         default=[],
         description="factors one of which is drawn, evenly: 1.1 is faster and higher",
         max_length=16,
     )
-    gain_db: float = Field(default=0.0, ge=0, le=40, description="loudness drawn within ± this")
+    gain_db: float = Field(default=0.0, ge=0, le=40, description="loudness drawn within ± this, dB")
     noise_snr_db: tuple[float, float] | None = Field(
-        default=None, description="white noise, signal to noise drawn between"
+        default=None, description="white noise, its signal-to-noise ratio drawn between these, dB"
     )
-    noise_p: float = Field(default=0.5, ge=0, le=1)
+    noise_p: float = Field(default=0.5, ge=0, le=1, description="share of utterances that get noise")
     join_p: float = Field(
         default=0.0, ge=0, le=1, description="chance that another utterance of the same speaker is appended"
     )
     join_max: int = Field(default=1, ge=1, le=16, description="how often that chance is taken, one after the other")
-    join_gap_s: tuple[float, float] = Field(default=(0.05, 0.25), description="of quiet between joined utterances")
+    join_gap_s: tuple[float, float] = Field(
+        default=(0.05, 0.25), description="quiet between joined utterances drawn between these, seconds"
+    )

@@ -19,7 +19,7 @@ from trainer.recipe.stop import Stop
 class Recipe(Section):
     """All that decides what a training is. Each task's recipe adds `task` and `model`."""
 
-    task: str
+    task: str = Field(description="the model family")
     data: Data
     loss: Loss = Loss()
     optim: Optim

@@ -33,13 +33,13 @@ class Data(Section):
     edge_s: float = Field(
         default=0.5,
         gt=0,
-        description="an utterance is padded up to a multiple of this, whatever its neighbours",
+        description="an utterance is padded up to a multiple of this, seconds, whatever its neighbours",
     )
-    limit_train: int | None = Field(default=None, gt=0, description="use only so many utterances")
-    limit_dev: int | None = Field(default=None, gt=0)
-    limit_test: int | None = Field(default=None, gt=0)
+    limit_train: int | None = Field(default=None, gt=0, description="use only so many utterances of train")
+    limit_dev: int | None = Field(default=None, gt=0, description="use only so many utterances of dev")
+    limit_test: int | None = Field(default=None, gt=0, description="use only so many utterances of test")
     workers: int = Field(default=2, ge=1, le=64, description="threads that decode audio ahead of the step")
-    cache_gb: float = Field(default=2.0, ge=0, description="decoded audio kept in memory, at most")
+    cache_gb: float = Field(default=2.0, ge=0, description="GB of decoded audio kept in memory, at most")
     shuffle_audio: bool = Field(
         default=False,
         description="control: gives every utterance another's audio; a model that learns is fooling you",

@@ -8,8 +8,10 @@ from trainer.recipe.section import Section
 
 
 class Decode(Section):
+    """How transcripts are decoded."""
+
     beams: int = Field(default=1, ge=1, le=64, description="1 is greedy")
-    max_new_tokens: int = Field(default=128, gt=0)
+    max_new_tokens: int = Field(default=128, gt=0, description="a transcript's tokens, at most")
     window: Literal["own", "full"] = Field(
         default="own",
         description="own: the utterance's padded length; full: the model's window, as the stock pipeline pads",
@@ -21,8 +23,10 @@ class Eval(Section):
 
     normaliser: Literal["basic", "none"] = Field(description="applied to both sides before words are compared")
     metric: Literal["wer", "cer"] = Field(default="wer", description="chooses the best checkpoint, on dev")
-    every_steps: int = Field(gt=0)
-    before_training: bool = Field(default=True, description="the first row of every report")
+    every_steps: int = Field(gt=0, description="dev is decoded every so many steps, and at the end")
+    before_training: bool = Field(
+        default=True, description="decode dev before the first step: the first row of every report"
+    )
     buckets: list[str] = Field(default=[], description="manifest fields whose values are reported apart")
     decode: Decode = Decode()
     micro_s: float | None = Field(default=None, gt=0, description="as loop.micro_s, for decoding; that by default")

@@ -6,5 +6,9 @@ from trainer.recipe.section import Section
 
 
 class Log(Section):
-    every_steps: int = Field(default=10, gt=0)
-    tensorboard: bool = True
+    """What is written down while training."""
+
+    every_steps: int = Field(
+        default=10, gt=0, description="a line in the log, and a row of metrics, every so many steps"
+    )
+    tensorboard: bool = Field(default=True, description="also write events for TensorBoard")

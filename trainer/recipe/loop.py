@@ -10,10 +10,10 @@ from trainer.recipe.section import Section
 class Loop(Section):
     """The step is defined by data (`step_utts` or `step_s`); memory (`micro_s`) only decides how it is cut."""
 
-    steps: int | None = Field(default=None, gt=0, description="optimiser steps, all told")
-    epochs: float | None = Field(default=None, gt=0)
-    step_utts: int | None = Field(default=None, gt=0, description="utterances a step")
-    step_s: float | None = Field(default=None, gt=0, description="seconds of audio a step")
+    steps: int | None = Field(default=None, gt=0, description="optimiser steps, all told; this or epochs")
+    epochs: float | None = Field(default=None, gt=0, description="passes over the train set, instead of steps")
+    step_utts: int | None = Field(default=None, gt=0, description="utterances a step; this or step_s")
+    step_s: float | None = Field(default=None, gt=0, description="seconds of audio a step; this or step_utts")
     micro_s: float = Field(
         default=120.0,
         gt=0,
@@ -24,7 +24,7 @@ class Loop(Section):
     )
     gradient_checkpointing: bool = Field(default=False, description="less memory for about a third more compute")
     device: Literal["auto", "cuda", "mps", "cpu"] = Field(default="auto", description="auto: CUDA, then MPS, then CPU")
-    seed: int = Field(default=1, ge=0)
+    seed: int = Field(default=1, ge=0, description="of every draw: weights, order, augmentation")
     threads: int = Field(default=2, ge=1, description="CPU threads of torch; another number is another rounding")
     save_every_s: float = Field(default=600.0, gt=0, description="a checkpoint at least this often, seconds")
     save_every_steps: int | None = Field(default=None, gt=0, description="and at every such step")

@@ -15,10 +15,14 @@ class Optim(Section):
         default={},
         description="parameter group → factor on lr; 0 freezes the group. The task names its groups",
     )
-    betas: tuple[float, float] = (0.9, 0.98)
-    eps: float = Field(default=1e-8, gt=0)
+    betas: tuple[float, float] = Field(default=(0.9, 0.98), description="AdamW's decay of both running means")
+    eps: float = Field(default=1e-8, gt=0, description="AdamW's guard against division by zero")
     weight_decay: float = Field(default=0.01, ge=0, description="on matrices only: not on biases, norms, embeddings")
     clip_norm: float = Field(default=1.0, gt=0, description="the gradient's norm is cut to this")
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
-    warmup_share: float = Field(default=0.1, ge=0, le=1, description="share of all steps")
+    schedule: Literal["linear", "cosine", "constant"] = Field(
+        default="linear", description="how the rate falls after the warm-up, down to final_share"
+    )
+    warmup_share: float = Field(
+        default=0.1, ge=0, le=1, description="the rate rises from 0 over this share of all steps"
+    )
     final_share: float = Field(default=0.0, ge=0, le=1, description="the last learning rate, as a share of lr")

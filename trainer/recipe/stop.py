@@ -6,6 +6,8 @@ from trainer.recipe.section import Section
 
 
 class Stop(Section):
+    """When training ends before its length is reached."""
+
     patience: int | None = Field(default=None, gt=0, description="evaluations without a better one before stopping")
     max_nonfinite: int = Field(
         default=10, gt=0, description="steps in a row with a non-finite gradient before giving up"

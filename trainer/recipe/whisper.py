@@ -11,15 +11,15 @@ from trainer.recipe.section import Section
 class WhisperScratch(Section):
     """A small Whisper with fresh weights and a byte-level vocabulary: no hub, no download."""
 
-    d_model: int = Field(default=128, gt=0, multiple_of=8)
-    encoder_layers: int = Field(default=2, gt=0)
-    decoder_layers: int = Field(default=2, gt=0)
-    heads: int = Field(default=4, gt=0)
-    ffn: int = Field(default=512, gt=0)
-    mels: int = Field(default=80, gt=0)
+    d_model: int = Field(default=128, gt=0, multiple_of=8, description="width of every layer")
+    encoder_layers: int = Field(default=2, gt=0, description="layers that listen")
+    decoder_layers: int = Field(default=2, gt=0, description="layers that write")
+    heads: int = Field(default=4, gt=0, description="attention heads; they divide d_model")
+    ffn: int = Field(default=512, gt=0, description="width of the feed-forward part")
+    mels: int = Field(default=80, gt=0, description="mel bins of the input")
     window_s: int = Field(default=30, gt=0, le=30, description="the encoder's window, whole seconds")
-    max_tokens: int = Field(default=448, gt=4, description="of the decoder, its prompt included")
-    dropout: float = Field(default=0.0, ge=0, lt=1)
+    max_tokens: int = Field(default=448, gt=4, description="tokens of the decoder, its prompt included")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="share of activations zeroed in training")
 
     @model_validator(mode="after")
     def _heads_divide(self) -> "WhisperScratch":
@@ -29,11 +29,15 @@ class WhisperScratch(Section):
 
 
 class WhisperModel(Section):
+    """Which Whisper is trained: one by name, or a small one from fresh weights."""
+
     name: str | None = Field(default=None, description="a Hub id, or a directory in the Hub's layout")
     revision: str | None = Field(default=None, description="of the Hub id: a commit, tag or branch")
     from_scratch: WhisperScratch | None = Field(default=None, description="instead of name: fresh weights")
     language: str | None = Field(default=None, description="for multilingual models: en, he, …; goes into the prompt")
-    task: Literal["transcribe", "translate"] = "transcribe"
+    task: Literal["transcribe", "translate"] = Field(
+        default="transcribe", description="what the prompt of a multilingual model asks for; translate: into English"
+    )
     full_window_share: float = Field(
         default=0.0,
         ge=0,
@@ -53,7 +57,9 @@ class WhisperModel(Section):
 
 
 class WhisperRecipe(Recipe):
-    task: Literal["whisper"]
+    """Encoder-decoder speech recognition (Radford et al., 2022)."""
+
+    task: Literal["whisper"] = Field(description="the model family")
     model: WhisperModel
 
     @model_validator(mode="after")
