@@ -16,13 +16,13 @@ class CtcScratch(Section):
     family: Literal["parakeet", "wav2vec2", "hubert", "wavlm"] = Field(
         default="parakeet", description="parakeet hears log-mel and learns from little data; the others hear the wave"
     )
-    d_model: int = Field(default=128, gt=0, multiple_of=8)
-    layers: int = Field(default=2, gt=0)
-    heads: int = Field(default=4, gt=0)
-    ffn: int = Field(default=512, gt=0)
-    dropout: float = Field(default=0.0, ge=0, lt=1)
+    d_model: int = Field(default=128, gt=0, multiple_of=8, description="width of every layer")
+    layers: int = Field(default=2, gt=0, description="layers of the encoder")
+    heads: int = Field(default=4, gt=0, description="attention heads; they divide d_model")
+    ffn: int = Field(default=512, gt=0, description="width of the feed-forward part")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="share of activations zeroed in training")
     channels: int = Field(default=64, gt=0, description="of the convolutions before the encoder")
-    mels: int = Field(default=80, ge=8, multiple_of=8, description="parakeet")
+    mels: int = Field(default=80, ge=8, multiple_of=8, description="mel bins of parakeet's input")
     subsampling: Literal[2, 4, 8] = Field(default=4, description="parakeet: frames of 10 ms that become one")
     norm: Literal["group", "layer"] = Field(default="group", description="of the convolutions over the wave")
 
@@ -34,6 +34,8 @@ class CtcScratch(Section):
 
 
 class CtcModel(Section):
+    """Which encoder is trained: one by name, or a small one from fresh weights."""
+
     name: str | None = Field(default=None, description="a Hub id, or a directory in the Hub's layout")
     revision: str | None = Field(default=None, description="of the Hub id: a commit, tag or branch")
     from_scratch: CtcScratch | None = Field(default=None, description="instead of name: fresh weights")
@@ -62,7 +64,9 @@ class CtcModel(Section):
         default="frozen",
         description="of batch norms. live: what an utterance yields in training depends on its neighbours",
     )
-    attention: Literal["eager", "sdpa"] = "sdpa"
+    attention: Literal["eager", "sdpa"] = Field(
+        default="sdpa", description="how attention is computed; eager is faster in bf16 on a CPU"
+    )
 
     @model_validator(mode="after")
     def _one_source(self) -> "CtcModel":
@@ -86,7 +90,9 @@ class CtcModel(Section):
 
 
 class CtcRecipe(Recipe):
-    task: Literal["ctc"]
+    """An encoder and one linear layer (Graves et al., 2006): wav2vec 2.0, HuBERT, WavLM or Parakeet."""
+
+    task: Literal["ctc"] = Field(description="the model family")
     model: CtcModel
 
     @model_validator(mode="after")

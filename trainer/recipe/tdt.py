@@ -14,14 +14,14 @@ from trainer.recipe.written import Writing, letters_of
 class TdtScratch(Section):
     """A small Parakeet with fresh weights: no hub, no download."""
 
-    kind: Literal["tdt", "rnnt"] = "tdt"
-    d_model: int = Field(default=128, gt=0, multiple_of=8)
-    layers: int = Field(default=2, gt=0)
-    heads: int = Field(default=4, gt=0)
-    ffn: int = Field(default=512, gt=0)
-    dropout: float = Field(default=0.0, ge=0, lt=1)
+    kind: Literal["tdt", "rnnt"] = Field(default="tdt", description="tdt: tokens have durations; rnnt: they have none")
+    d_model: int = Field(default=128, gt=0, multiple_of=8, description="width of every layer")
+    layers: int = Field(default=2, gt=0, description="layers of the encoder")
+    heads: int = Field(default=4, gt=0, description="attention heads; they divide d_model")
+    ffn: int = Field(default=512, gt=0, description="width of the feed-forward part")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="share of activations zeroed in training")
     channels: int = Field(default=64, gt=0, description="of the convolutions before the encoder")
-    mels: int = Field(default=80, ge=8, multiple_of=8)
+    mels: int = Field(default=80, ge=8, multiple_of=8, description="mel bins of the input")
     subsampling: Literal[2, 4, 8] = Field(default=4, description="frames of 10 ms that become one")
     decoder_dim: int = Field(default=128, gt=0, description="of the prediction network and the joint network")
     decoder_layers: int = Field(default=1, gt=0, description="LSTM layers of the prediction network")
@@ -43,6 +43,8 @@ class TdtScratch(Section):
 
 
 class TdtModel(Section):
+    """Which transducer is trained: one by name, or a small one from fresh weights."""
+
     name: str | None = Field(default=None, description="a Hub id, or a directory in the Hub's layout: TDT or RNN-T")
     revision: str | None = Field(default=None, description="of the Hub id: a commit, tag or branch")
     from_scratch: TdtScratch | None = Field(default=None, description="instead of name: fresh weights")
@@ -67,7 +69,9 @@ class TdtModel(Section):
         default="frozen",
         description="of batch norms. live: what an utterance yields in training depends on its neighbours",
     )
-    attention: Literal["eager", "sdpa"] = "sdpa"
+    attention: Literal["eager", "sdpa"] = Field(
+        default="sdpa", description="how attention is computed; eager is faster in bf16 on a CPU"
+    )
 
     @model_validator(mode="after")
     def _one_source(self) -> "TdtModel":
@@ -100,7 +104,9 @@ class Transducer(Section):
 
 
 class TdtRecipe(Recipe):
-    task: Literal["tdt"]
+    """Transducers: Parakeet with durations (TDT, Xu et al., 2023) or without (RNN-T, Graves, 2012)."""
+
+    task: Literal["tdt"] = Field(description="the model family")
     model: TdtModel
     transducer: Transducer = Transducer()
 
