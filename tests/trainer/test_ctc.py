@@ -193,6 +193,29 @@ def test_what_can_not_be_learnt_is_bad_with_its_reason_and_only_in_training(tmp_
     assert not any(isinstance(a, Bad) for a in task.load(wrong[:4], [None] * 4)), "in evaluation they are heard"
 
 
+def test_small_letters_for_a_model_of_capitals_are_told_before_an_epoch_is_wasted(tmp_path: Path) -> None:
+    task = make_task(tmp_path, "wav2vec2", model={"letters": sorted(set("LOWMIDHIGH"))})
+    soundfile.write(tmp_path / "a.wav", tone(["low"] * 4), RATE)
+    good = Example("a", str(tmp_path / "a.wav"), 0.0, 0.8, "LOW")
+    some = [good] * 30 + [replace(good, text="low")] * 25  # a minority is quarantined
+    assert sum(isinstance(a, Bad) for a in task.load(some, [Draw(0)] * 55)) == 25
+    task = make_task(tmp_path, "wav2vec2", model={"letters": sorted(set("LOWMIDHIGH"))})
+    with pytest.raises(BadRecipe, match=r"train\.model\.text: 20 of the first 20 .*'low'.*: say upper"):
+        task.load([replace(good, text="low")] * 40, [Draw(0)] * 40)
+
+
+def test_in_half_precision_losses_are_single_and_near(tmp_path: Path, kind: str) -> None:
+    task = make_task(tmp_path, kind)
+    parts = task.build()
+    batch = task.prepare(task.dummy(2, 1.0, 8), parts, True)
+    exact = task.losses(parts.module, batch)["ctc"]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        near = task.losses(parts.module, batch)["ctc"]
+    assert near.dtype == torch.float32
+    assert torch.allclose(near, exact, rtol=0.05)
+    near.sum().backward()
+
+
 def test_the_loss_of_an_impossible_target_is_zero_and_so_is_its_gradient(tmp_path: Path) -> None:
     """Beyond `load`: whatever reaches the loss never costs the step."""
     task = make_task(tmp_path, "wav2vec2")

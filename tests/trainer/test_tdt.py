@@ -209,6 +209,18 @@ def test_adapters_are_trained_with_what_a_new_vocabulary_makes_fresh_and_merged(
     assert torch.allclose(merged.losses(whole.module, batch)["transducer"], loss, rtol=1e-4)
 
 
+def test_in_half_precision_losses_are_single_and_near(tmp_path: Path, kind: str) -> None:
+    task = make_task(tmp_path, kind)
+    parts = task.build()
+    batch = task.prepare(task.dummy(2, 1.0, 8), parts, True)
+    exact = task.losses(parts.module, batch)["transducer"]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        near = task.losses(parts.module, batch)["transducer"]
+    assert near.dtype == torch.float32
+    assert torch.allclose(near, exact, rtol=0.05)
+    near.sum().backward()
+
+
 def test_what_can_not_be_learnt_is_bad_with_its_reason(tmp_path: Path) -> None:
     task = make_task(tmp_path)
     soundfile.write(tmp_path / "a.wav", tone(["low"] * 4), RATE)

@@ -45,7 +45,7 @@ from trainer.recipe.ctc import CtcRecipe, CtcScratch
 from trainer.recipe.eval import Decode
 from trainer.recipe.written import written
 from trainer.task import Bad, Draw, Example, Fitted, Parts, Report, Row, Size
-from trainer.tasks.letters import encoded, lacking, parakeet_letters, wave_letters
+from trainer.tasks.letters import Strangers, encoded, parakeet_letters, wave_letters
 
 WAVES = ("wav2vec2", "hubert", "wavlm")
 FAMILIES = (*WAVES, "parakeet_ctc")
@@ -109,6 +109,7 @@ class CtcTask:
         self.config = _config(recipe, self.family, self.tokenizer)
         self.blank = int(self.config.pad_token_id)
         self._audio = AudioCache(recipe.data.cache_gb)
+        self._strangers = Strangers(self.tokenizer)
         self._mel = None if self.is_wave else ParakeetMel(self.extractor)
 
     # ---- networks
@@ -225,7 +226,7 @@ class CtcTask:
         """Why a transcript can't be learnt from so many frames; empty where it can."""
         if not tokens:
             return f"nothing is left of its transcript {text!r} as train.model.text writes it"
-        missing = lacking(self.tokenizer, written(text, self.recipe.model.text))
+        missing = self._strangers.missing(text, self.recipe.model.text)
         if missing:
             return f"the vocabulary lacks {missing!r} of its transcript: see train.model.text and .vocabulary"
         if self.blank in tokens:

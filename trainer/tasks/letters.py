@@ -4,7 +4,12 @@ import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
+
+from trainer.errors import BadRecipe
+from trainer.recipe.written import Writing, written
+
+WRITINGS: tuple[Writing, ...] = get_args(Writing)
 
 
 def wave_letters(letters: Sequence[str]) -> Any:
@@ -49,3 +54,33 @@ def lacking(tokenizer: Any, text: str) -> str:
     if unknown is None or unknown not in encoded(tokenizer, text):
         return ""
     return "".join(sorted(c for c in set(text) if unknown in encoded(tokenizer, c)))
+
+
+class Strangers:
+    """Keeps count of transcripts whose letters a vocabulary lacks, and gives up where that is the rule.
+
+    One such transcript is quarantined; when most are, the recipe is wrong (small letters for a model of capitals), and
+    a training that quarantines everything would end as it began.
+    """
+
+    AT_LEAST = 20
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._seen = self._strange = 0
+
+    def missing(self, text: str, how: Writing) -> str:
+        """The characters of a transcript that the vocabulary lacks. Raises BadRecipe once most transcripts have any."""
+        found = lacking(self._tokenizer, written(text, how))
+        self._seen += 1
+        if found:
+            self._strange += 1
+            if self._strange >= self.AT_LEAST and 2 * self._strange > self._seen:
+                better = [w for w in WRITINGS if not lacking(self._tokenizer, written(text, w))]
+                say = f"say {better[0]}" if better else "say vocabulary: transcripts beside it"
+                raise BadRecipe.one(
+                    "train.model.text",
+                    f"{self._strange} of the first {self._seen} transcripts hold what the vocabulary lacks "
+                    f"({found!r}), as {how} writes them: {say}",
+                )
+        return found

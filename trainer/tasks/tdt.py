@@ -43,7 +43,7 @@ from trainer.recipe.eval import Decode
 from trainer.recipe.tdt import TdtRecipe, TdtScratch
 from trainer.recipe.written import written
 from trainer.task import Bad, Draw, Example, Fitted, Parts, Report, Row, Size
-from trainer.tasks.letters import encoded, lacking, parakeet_letters
+from trainer.tasks.letters import Strangers, encoded, parakeet_letters
 
 MODELS = {"parakeet_tdt": ParakeetForTDT, "parakeet_rnnt": ParakeetForRNNT}
 SHORTEST = 400  # samples: two mel frames
@@ -105,6 +105,7 @@ class TdtTask:
             list(self.config.durations) if self.config.model_type == "parakeet_tdt" else None
         )
         self._audio = AudioCache(recipe.data.cache_gb)
+        self._strangers = Strangers(self.tokenizer)
         self._mel = ParakeetMel(self.extractor)
 
     # ---- networks
@@ -209,7 +210,7 @@ class TdtTask:
         """Why a transcript can't be learnt from its audio; empty where it can."""
         if not tokens:
             return f"nothing is left of its transcript {drawn.text!r} as train.model.text writes it"
-        missing = lacking(self.tokenizer, written(drawn.text, self.recipe.model.text))
+        missing = self._strangers.missing(drawn.text, self.recipe.model.text)
         if missing:
             return f"the vocabulary lacks {missing!r} of its transcript: see train.model.text and .vocabulary"
         if self.blank in tokens:
