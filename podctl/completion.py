@@ -153,7 +153,7 @@ def _of(words: Iterable[Word] | None, begun: str) -> list[Word] | None:
 
 def values_here(value: str, begun: str, words: Sequence[str]) -> Iterable[Word] | None:
     """The words that a metavar stands for, in this project at this moment."""
-    if value.startswith("RUN"):  # of exec: RUN -- CMD…
+    if value.startswith("RUN"):  # of exec: RUN -- CMD
         return runs_here()
     if value == "FILE":
         return experiment_files(begun)
@@ -198,18 +198,20 @@ def experiment_files(begun: str) -> list[Word]:
 
 
 def keys_to_set(words: Sequence[str]) -> list[Word]:
-    """`train.optim.lr=` and its like: the keys of the experiment that was named before, then what else `pod:` takes."""
+    """`train.optim.lr=` and its like: the keys of the experiment named before; what `pod:` takes where none was."""
     file = ""
     for word, following in zip(words, [*words[1:], ""], strict=True):
         option, equals, value = word.partition("=")
         if option in ("--config", "-c"):
             file = value if equals else following
-    from podctl.experiment import PodSection
-    from podctl.yamls import read_yaml
+    if file:
+        from podctl.yamls import read_yaml
 
-    there = dict(_flat(read_yaml(Path(file).expanduser())[0], "")) if file else {}
-    other = {f"pod.{name}": info.description or "" for name, info in PodSection.model_fields.items()}
-    return [(f"{key}=", str(value)) for key, value in {**other, **there}.items()]
+        there = _flat(read_yaml(Path(file).expanduser())[0], "")
+        return [(f"{key}=", str(value)) for key, value in there]
+    from podctl.experiment import PodSection  # 100 ms: not for every Tab
+
+    return [(f"pod.{name}=", info.description or "") for name, info in PodSection.model_fields.items()]
 
 
 def hosts_known() -> list[Word]:

@@ -19,7 +19,7 @@ from podctl.host import Stream
 from remote.carry import ABSENT
 from remote.frames import Broken, line_of
 
-MODULES = ("frames", "holdings", "carry")  # each after those that it imports
+MODULES = ("frames", "holdings", "taking", "carry")  # each after those that it imports
 NO_PYTHON = 127  # as a shell says that it found no program
 PYTHONS = ("python3", "/usr/bin/python3", "/usr/local/bin/python3", "/opt/conda/bin/python3")
 SCRIPT = 'for p in {}; do command -v "$p" >/dev/null 2>&1 && exec "$p" -I -S -X utf8 -c "$@"; done; exit 127'

@@ -14,8 +14,9 @@ from podctl.host import Host, write
 from podctl.ledger import Event, Ledger
 from podctl.pods import Run
 from podctl.runs import View, run_dir
-from podctl.transfer import Desk, Outcome, pull_data
+from podctl.transfer import Outcome, pull_data
 from podctl.ui import money, shown
+from podctl.uplink import Desk
 from remote.rundir import LOST, STOPPED, SUCCEEDED, RunDir
 
 EXPORT_SMALL_KB = 1024  # an export's configuration and tokeniser, not its weights

@@ -90,10 +90,12 @@ def host_of(pod: Pod) -> Host:
 
 def write(host: Host, path: PurePath, text: str, *, mode: str = "644") -> None:
     """Put a small file there, over stdin, whole or not at all; its folder is made. Raises PodctlError."""
-    script = (
-        'umask 077; mkdir -p -- "${1%/*}" && cat >"$1.$$.tmp" && chmod "$2" "$1.$$.tmp" && mv -f -- "$1.$$.tmp" "$1"'
+    script = (  # counted: what a broken link cuts off looks like an end over there
+        'umask 077; t="$1.$$.tmp"; mkdir -p -- "${1%/*}" && cat >"$t" && [ "$(wc -c <"$t")" -eq "$3" ] && '
+        'chmod "$2" "$t" && mv -f -- "$t" "$1" || { r=$?; rm -f -- "$t"; exit "$r"; }'
     )
-    result = host.run(["sh", "-c", script, "sh", str(path), mode], stdin=text)
+    data = text.encode("utf-8", "surrogateescape")
+    result = host.run(["sh", "-c", script, "sh", str(path), mode, str(len(data))], stdin=data)
     if not result.ok:
         raise PodctlError(
             f"{path} can't be written: {result.stderr.strip()}", "is there room, and may you write there?"

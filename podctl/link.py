@@ -11,6 +11,7 @@ FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 15.0
 PATIENCE_S = 3600.0  # of time awake, without any answer
 ASLEEP_S = 30.0  # nobody takes this long between two looks: the laptop slept
 TICK_S = 1.0
+BLINK_S = 5.0
 
 T = TypeVar("T")
 
@@ -45,8 +46,8 @@ class Link:
     def lost(self, error: Unreachable, *, patience_s: float = PATIENCE_S) -> None:
         """The machine did not answer: return when it is time to try again, a little later each time.
 
-        A first failure is not talked about, since many a break is a blink. Time asleep counts as nothing. Raises the
-        error where trying again is no use, Unreachable where patience is over.
+        A break that the first retry mends is a blink, and is not talked about. Time asleep counts as nothing. Raises
+        the error where trying again is no use, Unreachable where patience is over.
         """
         if isinstance(error, Untrusted):
             raise error
@@ -59,7 +60,8 @@ class Link:
             self._ui.live("")
             raise Unreachable(f"no answer for {duration(self._for_s())}: {error.message}", self._hint) from error
         self._tries += 1
-        if self._tries == 2:
+        is_blink = self._tries == 1 and not BLINK_S < self._for_s() < ASLEEP_S  # just woken, all looks long ago
+        if not is_blink and not self._is_told:
             self._is_told = True
             what = f"no link for {duration(self._for_s())}: {error.message}"
             self._tell("down", self._for_s(), " · ".join(filter(None, (what, self._goes_on, "trying again"))))
@@ -80,7 +82,7 @@ class Link:
         left = self._wait_s
         self._wait_s = min(LONGEST_WAIT_S, 2 * self._wait_s)
         while left > 0:
-            if self._tries > 1:
+            if self._is_told:
                 self._ui.live(down_line(self._for_s(), self._goes_on, self._ui.width))
             self._clock.sleep(min(TICK_S, left))
             left -= TICK_S

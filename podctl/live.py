@@ -10,6 +10,7 @@ from remote.rundir import STOPPING
 
 PULSE_S, PULSE_LEAST_S = 60.0, 10.0  # between two lines without a terminal; after a change of phase
 PULSE_WIDTH = 100
+NARROW = 60
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,9 @@ def live_line(view: View, width: int) -> str:
     """
     s, p = view.status, view.progress if view.trains else None
     stopping = s.reason or "stopping" if s is not None and view.state == STOPPING else ""
+    eta = f"ETA {duration(p.eta_s or 0)}" if p else ""
+    if width < NARROW:
+        eta = " ".join(eta.split()[:3])  # `ETA 4 m 28 s` without its seconds
     parts = [
         (9, view.run.name),
         (0, f"{p.phase} {p.step}/{p.max_steps}" if p else view.phase or view.state),
@@ -40,7 +44,7 @@ def live_line(view: View, width: int) -> str:
         (3, f"loss {p.loss:.3g}" if p and p.loss is not None else ""),
         (6, f"best {best_of(p.best)}" if p and p.best else ""),
         (8, f"{p.audio_s_per_s:.0f} audio-s/s" if p and p.audio_s_per_s else ""),
-        (2, f"ETA {duration(p.eta_s)}" if p and p.eta_s else ""),
+        (2, eta if p and p.eta_s else ""),
         (5, str(view.gpu) if view.gpu else ""),
         (7, duration(view.ran_s) if s else ""),
         (4, money(view.usd)),

@@ -61,7 +61,7 @@ def show_one(ui: Ui, view: View, host: Host, podctl: str) -> None:
         ("ran", duration(view.ran_s) if s else ""),
         ("heartbeat", beat),
         ("cost", money(view.usd)),
-        ("machine", f"{view.run.pod or '–'} ({view.run.provider})"),
+        ("machine", f"{view.run.pod.partition('?')[0] or '–'} ({view.run.provider})"),
         ("directory", str(where) if view.run.launched_at else ""),
         ("log", f"{where.log}, {view.log_size} bytes" if view.run.launched_at else ""),
         ("checkpoint", fetch.best_checkpoint(where, host) if view.run.launched_at else ""),

@@ -145,15 +145,17 @@ def host_for(run: Run) -> Host:
     return host_of(provider_named(run.provider).get(run.pod))
 
 
-def look(run: Run, host: Host, now: float) -> View:
+def look(run: Run, host: Host, now: float, *, timeout_s: float = 60) -> View:
     """How the run is now, by one command on its machine. Raises Unreachable, PodctlError."""
     if "socket" not in run.detail:
         return View(run, NEVER_STARTED, None, None, 0, now)
     try:
-        told, alive = ask_control(run, host, "status"), True
+        told, alive = ask_control(run, host, "status", timeout_s=timeout_s), True
         if _fresh(run, told.get("status")) is None:
             alive = session_alive(run, host)
-            told = ask_control(run, host, "status")  # after that look: a session that ends has left its last word
+            told = ask_control(
+                run, host, "status", timeout_s=timeout_s
+            )  # after that look: a session that ends has left its last word
     except Unreachable:
         raise
     except PodctlError:  # a machine that forgot our tool still has the volume, where the last word is

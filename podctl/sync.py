@@ -17,8 +17,9 @@ from podctl.errors import MissingHere, PodctlError
 from podctl.pods import Result
 from podctl.swap import swap
 from podctl.wire.base import Wire
-from remote.frames import Pieces, Taker, frames, packed, unpacked
+from remote.frames import Pieces, frames, packed, unpacked
 from remote.holdings import holdings, same_time, walk
+from remote.taking import Taker
 
 RSYNC_FROM = 1 << 20  # bytes: below, its own round trips cost more than it saves
 OLD_S = 2.0  # rsync of old keeps whole seconds: a file this young could change again and look the same

@@ -16,18 +16,17 @@ from typing import Any
 from podctl import courier
 from podctl.courier import Carrier
 from podctl.errors import PodctlError, Unreachable
-from podctl.parcels import Item, SendPlan, estimate, gather, make_plan
+from podctl.parcels import Item, SendPlan, gather, make_plan
 from podctl.progress import Progress
 from podctl.settings import state_dir
-from podctl.ui import Ui, shown, size
-from remote.clock import Clock
-from remote.frames import Pieces, Taker, frames_of, part_name
-from remote.holdings import OURS, PARTS, Hashes, same_time
+from podctl.ui import shown, size
+from podctl.uplink import Desk, may_begin
+from remote.frames import Pieces, frames_of
+from remote.holdings import OURS, PARTS, Hashes, part_name, same_time
+from remote.taking import Taker
 
-ASK_FROM = 200_000_000  # bytes to send; less is over before anybody had read the question
 CUTS = 5  # in a row, nothing arriving between them
 PAUSE_S = 1.0  # after a cut, doubled with each
-PROBE_BYTES, PROBE_S = 4_000_000, 2.0
 
 
 @dataclass
@@ -38,15 +37,6 @@ class Outcome:
     n_bytes: int = 0
     n_held: int = 0
     left_out: list[str] = field(default_factory=list)  # changed or went away while they were sent
-
-
-@dataclass(frozen=True)
-class Desk:
-    """Who is told, by which clock, and whether there is nobody to ask."""
-
-    ui: Ui
-    clock: Clock
-    yes: bool = False
 
 
 def push_data(
@@ -61,7 +51,7 @@ def push_data(
     hashes = Hashes(str(state_dir() / "hashes"))
     there = _look(host, root, items, desk)
     plan = make_plan(items, there, lambda item: hashes.of(str(item.path), str(item.path)))
-    if plan.send and not _may_begin(host, root, plan, there.get("free"), usd_per_hour, desk):
+    if plan.send and not may_begin(host, root, plan, there.get("free"), usd_per_hour, desk):
         return None
     return _Sending(host, root, desk, hashes, Outcome(n_held=plan.n_held)).all_of(plan)
 
@@ -182,41 +172,6 @@ def _look(host: Carrier, root: PurePath, items: Sequence[Item], desk: Desk) -> M
     there = courier.survey(host, root, {"names": list(sizes), "hash": sizes, "parts": parts}, tell)
     desk.ui.live("")
     return there
-
-
-def _may_begin(host: Carrier, root: PurePath, plan: SendPlan, free: object, usd_per_hour: float, desk: Desk) -> bool:
-    """Is there room, and does the person want to wait and pay for it?"""
-    ask = False
-    if isinstance(free, int) and free < plan.n_bytes:
-        told = f"{size(plan.n_bytes)} would be sent, and df over there finds {size(free)} free"
-        desk.ui.warn(f"{told} at {root}; on a network volume it may be wrong either way")
-        ask = True
-    if plan.n_bytes >= ASK_FROM:
-        rate = measure_uplink(host, desk.clock)
-        desk.ui.note(estimate(plan.n_bytes, len(plan.send), rate, usd_per_hour))
-        if desk.ui.as_json:
-            told_json = {"bytes": plan.n_bytes, "files": len(plan.send), "bytes_per_s": round(rate)}
-            seconds = plan.n_bytes / max(rate, 1.0)
-            usd = round(seconds / 3600 * usd_per_hour, 4)
-            desk.ui.emit({"event": "estimate", **told_json, "seconds": round(seconds, 1), "usd": usd})
-        ask = True
-    return not ask or desk.yes or desk.ui.confirm("send it?")
-
-
-def measure_uplink(host: Carrier, clock: Clock) -> float:
-    """Bytes per second, by at most 4 MB or about 2 s of bytes that nothing can compress. Raises Unreachable."""
-    begun, sent = clock.now(), 0
-
-    def noise() -> Iterator[bytes]:
-        nonlocal sent
-        while sent < PROBE_BYTES and clock.now() - begun < PROBE_S:
-            sent += 1 << 16
-            yield os.urandom(1 << 16)
-
-    with host.stream(["sh", "-c", "cat >/dev/null"], stdin=noise()) as stream:
-        for _ in stream:
-            pass
-    return sent / max(clock.now() - begun, 1e-3)
 
 
 def _refuse_missing(source: PurePath, names: Sequence[str], there: Mapping[str, Any]) -> None:

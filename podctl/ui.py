@@ -78,8 +78,9 @@ class Ui:
 
     @property
     def width(self) -> int:
-        """Characters that a live line may have: one less than the terminal, whose last column makes some wrap."""
-        return columns_of(sys.stderr) - 1
+        """Characters that a live line may have: the last column makes some terminals wrap, and a `^C` that is echoed
+        behind it would begin a line of its own."""
+        return columns_of(sys.stderr) - 3
 
     def confirm(self, question: str) -> bool:
         """Ask; Enter means no. Raises BadInput where nobody can answer."""

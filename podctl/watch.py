@@ -26,6 +26,7 @@ from remote.rundir import FAILED, LOST, STOPPED, SUCCEEDED
 
 LOOK_S = 1.5  # between two questions for the status, once it has gone on for a while
 FIRST_LOOK_S = 0.2
+ANSWER_S = 10.0  # for the status: sooner than a dead connection is noticed, and who looks on wants to know
 DRAIN_LOOKS = 20  # half-second looks for the last bytes of a log that its runner counted
 STALLED_S = 10.0  # without a byte of a log that is longer by the machine's word: its stream hangs
 ODD_S = 60.0  # of answers that make no sense, before they are believed
@@ -86,7 +87,7 @@ class Watcher:
 
     def look(self) -> View:
         """How it is, told to whoever looks on."""
-        view = self.quiet_look()
+        view = self.quiet_look(timeout_s=ANSWER_S)
         self.link.answered()
         if self.ui.as_json:
             told = view.as_dict()
@@ -99,9 +100,9 @@ class Watcher:
             self._tell_pulse(view)
         return view
 
-    def quiet_look(self) -> View:
+    def quiet_look(self, *, timeout_s: float = 60) -> View:
         """How it is, told to nobody."""
-        view = look(self.run, self.host, self.clock.now())
+        view = look(self.run, self.host, self.clock.now(), timeout_s=timeout_s)
         return replace(view, gpu=self._gauge.now) if self._gauge is not None else view
 
     def show_what_is_there(self) -> None:

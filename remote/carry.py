@@ -13,8 +13,9 @@ import os
 import sys
 from typing import Any, Dict
 
-from remote.frames import CHUNK, Broken, Pieces, Taker, frames, line_of, packed, remove, unpacked
+from remote.frames import CHUNK, Broken, Pieces, frames, line_of, packed, unpacked
 from remote.holdings import HASHES, PARTS, Hashes, lacking, records, survey
+from remote.taking import Taker, remove
 
 ABSENT = 44  # exit code: there is no such file or folder
 

@@ -9,12 +9,15 @@ import stat
 import time
 from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
-from remote.frames import CHUNK, TELL_S, Tell, part_name
+from remote.frames import CHUNK
 
 PARTS = ".podctl-partial"  # what came of files that were cut off
 HASHES = ".podctl-hashes"  # so that 100 GB are read once
 OURS = (PARTS, HASHES)
+TELL_S = 0.25
 RACY_NS = 2 * 10**9  # a file this young may change again without its time telling
+
+Tell = Callable[[Dict[str, Any]], None]
 
 
 class Hashes:
@@ -91,6 +94,11 @@ def records(root: str) -> Iterator[bytes]:
             fields = [kind, str(about.st_size), seconds, "{:o}".format(stat.S_IMODE(about.st_mode))]
             fields += [os.readlink(path) if kind == "l" else "", os.path.relpath(path, root)]
             yield b"".join(os.fsencode(field) + b"\0" for field in fields)
+
+
+def part_name(name: str, size: int, mtime_ns: int) -> str:
+    """The cut file's own name: another content, by size or time, never goes on from it."""
+    return hashlib.sha256(json.dumps([name, size, mtime_ns]).encode("ascii")).hexdigest()[:32]
 
 
 def same_time(a_ns: int, b_ns: int) -> bool:

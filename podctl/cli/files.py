@@ -41,8 +41,9 @@ def push(
     from podctl.errors import Cancelled, PodctlError
     from podctl.machine import reach
     from podctl.parcels import place_for
-    from podctl.transfer import Desk, push_data
+    from podctl.transfer import push_data
     from podctl.ui import Ui, size
+    from podctl.uplink import Desk
     from remote.clock import clock_from_env, duration
 
     ui, clock = Ui(as_json=as_json), clock_from_env()

@@ -49,6 +49,7 @@ def tensorboard(
         int | None,
         typer.Option(
             "--port",
+            metavar="PORT",
             min=1,
             max=65535,
             help="Of this machine; 6006 where that is free, else another.",

@@ -31,8 +31,8 @@ def pull(
     from podctl.errors import MissingHere
     from podctl.fetch import pull_all, results_dir
     from podctl.runs import host_for, run_dir
-    from podctl.transfer import Desk
     from podctl.ui import Ui, shown, size
+    from podctl.uplink import Desk
     from remote.clock import clock_from_env
 
     found, _ = meant_run(run)

@@ -34,7 +34,7 @@ def ssh(
 def execute(
     words: Annotated[
         list[str] | None,
-        typer.Argument(metavar="RUN -- CMD…", help="The newest run here where none is named.", show_default=False),
+        typer.Argument(metavar="RUN -- CMD", help="The newest run here where none is named.", show_default=False),
     ] = None,
     as_json: AsJson = False,
 ) -> int:

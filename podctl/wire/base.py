@@ -22,7 +22,8 @@ class Wire(Protocol):
         ...
 
     def stream(self, argv: Sequence[str], *, stdin: Iterable[bytes] | None = None) -> AbstractContextManager[Stream]:
-        """As Host.stream."""
+        """As Host.stream. A command that is sent input ends over there as its input or its output does: one that
+        heeds neither outlives the block."""
         ...
 
     def forward(self, remote_port: int, local_port: int) -> AbstractContextManager[None]:

@@ -45,6 +45,40 @@ def test_every_command_explains_itself_with_examples(cli: Cli, command: str):
     assert "--json" in done.stdout
 
 
+def test_every_command_but_a_shell_speaks_json(cli: Cli):
+    told = cli("--help").stdout.partition("Commands:")[2]
+    names = [line.split()[0] for line in told.splitlines() if line[:2] == "  " and line[2:3].strip()]
+    names = [n for n in names if cli(n, "--help").code == 0]
+    assert len(names) >= len(COMMANDS)
+    assert [n for n in names if "--json" not in cli(n, "--help").stdout] == ["ssh"]
+
+
+def test_in_json_stdout_holds_nothing_else(cli: Cli):
+    cli.env |= {"HOME": str(cli.home), "SSH_AUTH_SOCK": ""}
+    cli.home.mkdir()
+    path = cli.experiment("echo out; echo err >&2")
+    for args in (
+        ["init", "--yes"],
+        ["doctor", "-c", path],
+        ["completion", "bash"],
+        ["train", "-c", path, "--dry-run"],
+        ["train", "-c", path],
+        ["attach"],
+        ["logs"],
+        ["ps"],
+        ["status"],
+        ["stop"],
+        ["pull"],
+        ["ssh-config"],
+        ["exec"],
+        ["status", "nobody"],
+    ):
+        done = cli(*args, "--json")
+        assert done.lines, args
+        assert all(isinstance(line, dict) for line in done.lines), args
+        assert "Traceback" not in done.err, args
+
+
 def test_the_version_is_told(cli: Cli):
     assert cli("--version").stdout.startswith("podctl 0.")
 

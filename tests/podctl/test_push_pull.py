@@ -13,8 +13,9 @@ from support.sshd import Sshd, laptop
 from support.wires import path_without
 
 from podctl import sync
-from podctl.transfer import Desk, measure_uplink, pull_data, push_data
+from podctl.transfer import pull_data, push_data
 from podctl.ui import Ui
+from podctl.uplink import Desk, measure_uplink
 from podctl.wire.base import Wire
 from podctl.wire.openssh import OpenSsh
 from podctl.wire.paramiko import Paramiko

@@ -294,10 +294,14 @@ def test_pull_brings_named_paths_one_file_or_nothing(tmp_path: Path):
     assert (b / "deep" / "copy").read_text() == "#!/bin/sh\n"
     with pytest.raises(FileNotFoundError):
         sync.pull(wire, a / "nothing", b / "nothing")
+    with pytest.raises(PodctlError):  # a file does not take a whole folder's place
+        sync.pull(wire, a / "run.sh", b)
+    assert (b / "run.sh").exists()
 
 
 def test_names_that_lead_out_of_the_folder_are_refused(tmp_path: Path):
-    from remote.frames import Broken, Pieces, Taker, frames, line_of
+    from remote.frames import Broken, Pieces, frames, line_of
+    from remote.taking import Taker
 
     root = tmp_path / "root"
     (root / "link").parent.mkdir()

@@ -15,8 +15,9 @@ from podctl.courier import DiskFull
 from podctl.errors import BadInput, PodctlError, Unreachable
 from podctl.parcels import Item, estimate, gather, make_plan, place_for
 from podctl.pods import Pod
-from podctl.transfer import Desk, measure_uplink, pull_data, push_data
+from podctl.transfer import pull_data, push_data
 from podctl.ui import Ui
+from podctl.uplink import Desk, measure_uplink
 from remote.clock import SystemClock
 from remote.frames import frames
 from remote.holdings import HASHES, PARTS, Hashes
@@ -126,7 +127,7 @@ def test_a_link_that_stays_cut_is_told_and_the_next_time_goes_on_from_there(wire
 def test_a_byte_that_went_bad_over_there_is_found_and_the_file_sent_anew(wire, desk, tmp_path: Path):
     file, data = noise(tmp_path / "big.bin", 5 * MB), tmp_path / "data"
     about = file.stat()
-    from remote.frames import part_name
+    from remote.holdings import part_name
 
     part = data / PARTS / part_name("big.bin", about.st_size, about.st_mtime_ns)
     part.parent.mkdir(parents=True)
@@ -203,6 +204,22 @@ def test_df_that_finds_too_little_room_is_told_before_anything_is_sent(tmp_path:
         push_data(wire, [file], tmp_path / "data", "", Desk(Ui(), SystemClock()))
     assert "df over there finds 10 B free" in capsys.readouterr().err
     assert not (tmp_path / "data" / "x").exists()
+
+
+def test_a_large_upload_is_measured_priced_and_asked_about_before_it_begins(wire, tmp_path: Path, capsys):
+    file = tmp_path / "large"
+    with file.open("wb") as f:
+        f.truncate(250 * MB)
+    for ui in (Ui(), Ui(as_json=True)):
+        with pytest.raises(BadInput, match="nobody can be asked"):
+            push_data(wire, [file], tmp_path / "data", "", Desk(ui, SystemClock()), usd_per_hour=900.0)
+    out, err = capsys.readouterr()
+    assert "250.0 MB in 1 file at about" in err
+    assert "; the machine costs $" in err
+    (told,) = map(json.loads, out.splitlines())
+    assert (told["event"], told["bytes"], told["files"]) == ("estimate", 250 * MB, 1)
+    assert told["usd"] > 0
+    assert wire.sent < 9 * MB  # two probes
 
 
 def test_pull_brings_what_lacks_and_goes_on_after_a_cut(wire, desk, tmp_path: Path):

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -18,6 +19,7 @@ from support.pod import is_alive, wait_until
 from support.sshd import Sshd, free_port, laptop, make_key, masters, public
 
 from podctl.errors import BadInput, MissingHere, PodctlError, Unreachable
+from podctl.host import write
 from podctl.pods import SshAddress
 from podctl.wire.base import Wire
 from podctl.wire.command import command_of, line_of
@@ -126,6 +128,13 @@ def test_a_stranger_that_lets_everybody_in_receives_nothing(tmp_path: Path, home
 def test_a_server_of_many_keys_shows_the_announced_one(tmp_path: Path, home: Path, make: Make, type: str):
     with Sshd(tmp_path / "sshd", host_key_types=("rsa", "ecdsa", "ed25519")) as sshd:
         announced = public(tmp_path / "sshd" / f"host_{type}")
+        assert make(replace(sshd.address, host_key=announced)).run(["echo", "yes"]).stdout == "yes\n"
+
+
+def test_of_several_announced_keys_one_is_enough(tmp_path: Path, home: Path, make: Make):
+    with Sshd(tmp_path / "sshd", host_key_types=("rsa", "ed25519")) as sshd:
+        lost = public(make_key(tmp_path / "lost", type="ecdsa"))
+        announced = f"{lost}\n{public(tmp_path / 'sshd' / 'host_rsa')}"
         assert make(replace(sshd.address, host_key=announced)).run(["echo", "yes"]).stdout == "yes\n"
 
 
@@ -363,6 +372,7 @@ def test_another_announced_key_is_another_connection(tmp_path: Path, sshd: Sshd,
 
 SHARE = """
 import sys
+from podctl.host import write
 from podctl.pods import SshAddress
 from podctl.wire.openssh import OpenSsh
 a = SshAddress(sys.argv[1], int(sys.argv[2]), *sys.argv[3:6])
@@ -505,8 +515,6 @@ def test_sshd_killed_in_mid_stream_is_unreachable_and_then_reached_again(sshd: S
 
 
 def test_a_link_that_breaks_while_a_command_runs_is_no_exit_code(sshd: Sshd, make: Make):
-    import threading
-
     wire = make(sshd.address)
     assert wire.run(["true"]).ok
     cut = threading.Timer(0.3, sshd.kill_sessions)
@@ -570,6 +578,26 @@ def test_a_follower_goes_on_where_it_was_cut(sshd: Sshd, tmp_path: Path, make: M
         if len(got) >= 8:
             break
     assert got == b"01234567"
+
+
+def test_a_file_that_was_cut_on_its_way_is_not_put_in_place(sshd: Sshd, tmp_path: Path, make: Make):
+    host = SshHost(make(sshd.address))
+    folder = tmp_path / "there"
+    path = PurePosixPath(folder / "f")
+    write(host, path, "old")
+
+    def cut_in_the_middle() -> None:
+        wait_until(lambda: any(p.stat().st_size for p in folder.glob("f.*.tmp")), "a part is there")
+        sshd.kill_sessions()
+
+    cutting = threading.Thread(target=cut_in_the_middle)
+    cutting.start()
+    with pytest.raises(PodctlError):
+        write(host, path, "new" * (20 << 20))
+    cutting.join()
+    time.sleep(0.5)  # over there it ends a moment later
+    assert Path(path).read_bytes()[:10] == b"old"
+    assert [p.name for p in folder.iterdir()] == ["f"]
 
 
 def test_a_server_that_comes_back_is_found_again(sshd: Sshd, make: Make):

@@ -57,6 +57,7 @@ class CutHost:
         self.is_cut = False
         self.error: Unreachable = Unreachable("no route to box")
         self.half_open = False
+        self.is_odd = False  # no process that is begun there gets far
         self.calls: Counter[str] = Counter()
         self.piece = 1 << 16  # of a log, at once
         self.cut_after: list[int] = []  # bytes of log after which the link breaks once
@@ -72,8 +73,8 @@ class CutHost:
     def run(self, argv: Sequence[str], *, stdin: str = "", timeout_s: float = 60) -> Result:
         self._call("run")
         if argv[-2:-1] == ["status"]:  # control.py, without the price of a process
-            if not Path(argv[-3]).exists():
-                return Result(2, "", f"can't open file {argv[-3]!r}")
+            if self.is_odd or not Path(argv[-3]).exists():
+                return Result(2, "", "MemoryError")
             return Result(0, json.dumps(status_of(RunDir(argv[-1]))), "")
         return self._here.run(argv, stdin=stdin, timeout_s=timeout_s)
 
