@@ -53,19 +53,23 @@ def check(args: argparse.Namespace) -> int:
 
     found: list[dict[str, str]] = []
     differs: list[str] = []
+    exceptions: list[str] = []
     try:
         recipe = load_recipe(args.file, expand=False)
+        exceptions = recipe.exceptions()
         if args.against:
             differs = changes(load_recipe(args.against, expand=False), recipe)
     except BadRecipe as e:
         found = [{"where": m.where, "what": m.what} for m in e.mistakes]
     if args.json:
-        print(json.dumps({"mistakes": found, "changes": differs}))
+        print(json.dumps({"mistakes": found, "changes": differs, "exceptions": exceptions}))
     else:
         for m in found:
             print(f"{m['where']}: {m['what']}" if m["where"] else m["what"], file=sys.stderr)
         for line in differs:
             print(f"differs: {line}", file=sys.stderr)
+        for line in exceptions:
+            print(f"exception: {line}", file=sys.stderr)
         if not found and not differs:
             print("ok")
     return 2 if found or differs else 0
@@ -153,7 +157,9 @@ def _parser() -> argparse.ArgumentParser:
         p = commands.add_parser(name, help=text)
         which = p.add_mutually_exclusive_group(required=True)
         which.add_argument("--run", type=Path, help="a run directory: its best checkpoint, its recipe")
-        which.add_argument("--model", type=Path, help="an export, or any Whisper in the Hub's layout")
+        which.add_argument(
+            "--model", type=Path, help="an export, or any Whisper, CTC or Parakeet model in the Hub's layout"
+        )
         p.add_argument(
             "inputs", nargs="*", help="manifests (.jsonl)" + ("" if name == "evaluate" else " or sound files")
         )

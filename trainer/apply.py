@@ -30,6 +30,9 @@ from trainer.task import Parts, Task, make_task
 
 log = logging.getLogger(__name__)
 
+KEPT = ("language", "task", "attention", "text")  # of a recipe's model section, for its export: what decoding asks
+FAMILIES = {"whisper": "whisper", "parakeet_tdt": "tdt", "parakeet_rnnt": "tdt"}  # by model_type; ctc is the rest
+
 
 @dataclass(frozen=True)
 class Trained:
@@ -116,7 +119,7 @@ def _load_run(run: RunDir, sets: Sequence[str]) -> Trained:
 def _load_model(model: Path, sets: Sequence[str]) -> Trained:
     raw = read_json(model / "recipe.json") or _plain_recipe(model)
     raw["model"] = {
-        **{k: v for k, v in raw["model"].items() if k in ("language", "task", "attention")},
+        **{k: v for k, v in raw["model"].items() if k in KEPT},
         "name": str(model),
     }
     raw["adapters"] = None  # an export is merged
@@ -130,9 +133,10 @@ def _load_model(model: Path, sets: Sequence[str]) -> Trained:
 def _plain_recipe(model: Path) -> dict[str, Any]:
     """What is needed to decode with a model that this project did not make."""
     if not (model / "config.json").is_file():
-        raise BadData(f"{model} is not a model: it holds no config.json", "name an export, or a Whisper from the Hub")
+        raise BadData(f"{model} is not a model: it holds no config.json", "name an export, or a model from the Hub")
+    kind = (read_json(model / "config.json") or {}).get("model_type", "")
     return {
-        "task": "whisper",
+        "task": FAMILIES.get(kind, "ctc"),
         "model": {},
         "data": {"train": ["-"], "dev": ["-"]},
         "optim": {"lr": 1e-5},

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 TASKS = {
     "whisper": "trainer.tasks.whisper:WhisperTask",
+    "ctc": "trainer.tasks.ctc:CtcTask",
+    "tdt": "trainer.tasks.tdt:TdtTask",
 }
 
 

@@ -45,6 +45,9 @@ def train(file: Path, run: RunDir, *, debug: bool = False, stop: Callable[[], bo
     _say_machine(machine)
     data = open_data(recipe)
     _say_data(data, run, machine)
+    recipe = recipe.resolved(lambda: data.train.column("text"))
+    for line in recipe.exceptions():
+        log.warning("exception: %s", line)
     resumed = _newest(run, recipe, data)
     task = make_task(recipe)
     torch.manual_seed(recipe.loop.seed)

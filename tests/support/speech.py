@@ -93,3 +93,25 @@ def write_experiment(path: Path, train: Mapping[str, Any], **top: Any) -> Path:
     whole = {"name": "tiny", "pod": {"provider": "local", "max_hours": 0.1}, "train": dict(train), **top}
     path.write_text(yaml.safe_dump(whole), encoding="utf-8")
     return path
+
+
+def ctc_dict(corpus: Path, family: str = "parakeet", **sections: Mapping[str, Any]) -> dict[str, Any]:
+    """As `recipe_dict`, for a very small CTC model of a family."""
+    scratch = {"family": family, "d_model": 16, "layers": 1, "heads": 2, "ffn": 32, "channels": 8}
+    if family == "parakeet":
+        scratch |= {"mels": 16, "subsampling": 2}
+    model = {"from_scratch": scratch, "vocabulary": "transcripts", "letters": sorted(set("".join(WORDS)))}
+    return _of_task("ctc", model, corpus, sections)
+
+
+def tdt_dict(corpus: Path, kind: str = "tdt", **sections: Mapping[str, Any]) -> dict[str, Any]:
+    """As `recipe_dict`, for a very small Parakeet transducer."""
+    scratch = {"kind": kind, "d_model": 16, "layers": 1, "heads": 2, "ffn": 32, "channels": 8, "mels": 16}
+    scratch |= {"subsampling": 4, "decoder_dim": 16}
+    model = {"from_scratch": scratch, "vocabulary": "transcripts", "letters": sorted(set("".join(WORDS)))}
+    return _of_task("tdt", model, corpus, sections)
+
+
+def _of_task(task: str, model: dict[str, Any], corpus: Path, sections: Mapping[str, Any]) -> dict[str, Any]:
+    train = recipe_dict(corpus, **{k: v for k, v in sections.items() if k != "model"})
+    return {**train, "task": task, "model": {**model, **sections.get("model", {})}}

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.speech import make_corpus, recipe_dict, write_experiment
+from support.speech import ctc_dict, make_corpus, recipe_dict, write_experiment
 
 ROOT = Path(__file__).parents[2]
 KILLING = ROOT / "tests" / "support" / "killing.py"
@@ -80,6 +80,23 @@ def test_killed_at_two_points_of_a_save_it_ends_bit_identical(experiment: Path, 
     killing(tmp_path, str(experiment), str(tmp_path / "killed"), "kill", "2", *points)
     for at in points:
         assert_same(final_state(tmp_path / f"killed-2-{at}" / "checkpoints"), whole)
+
+
+@pytest.mark.slow
+def test_a_ctc_training_killed_in_a_save_ends_bit_identical(experiment: Path, tmp_path: Path) -> None:
+    """Its vocabulary comes from the transcripts, and its batch norms have buffers that are saved."""
+    train = ctc_dict(
+        tmp_path / "corpus",
+        model={"letters": None, "dropout": 0.1, "batch_statistics": "live"},
+        augment={"speed": [0.9, 1.0, 1.1], "spec": {"p": 0.5}, "join_p": 0.3},
+        loop={"steps": 9, "step_utts": 3, "save_every_steps": 2, "keep_last": 1},
+        eval={"every_steps": 3, "before_training": False},
+    )
+    file = write_experiment(tmp_path / "ctc.yaml", train)
+    boundaries = int(killing(tmp_path, str(file), str(tmp_path / "whole"), "count", "2"))
+    whole = final_state(tmp_path / "whole" / "checkpoints")
+    killing(tmp_path, str(file), str(tmp_path / "killed"), "kill", "2", str(boundaries // 2))
+    assert_same(final_state(tmp_path / f"killed-2-{boundaries // 2}" / "checkpoints"), whole)
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.speech import recipe_dict, write_experiment
+from support.speech import ctc_dict, recipe_dict, tdt_dict, write_experiment
 
 from trainer.errors import BadRecipe
 from trainer.recipe.load import changes, load_recipe, parse_recipe
@@ -62,6 +62,60 @@ def test_what_contradicts_itself_is_said(tmp_path: Path, section: str, change: d
     assert any(says in m for m in mistakes(recipe_dict(tmp_path, **{section: change})))
 
 
+@pytest.mark.parametrize("make", [ctc_dict, tdt_dict])
+def test_the_mistakes_of_a_family_are_told_at_once(tmp_path: Path, make) -> None:
+    scratch = {"heads": 0, "subsampling": 3, "channels": "many"}
+    found = mistakes(make(tmp_path, model={"from_scratch": scratch, "text": "loud"}, optim={"lr": -1}))
+    for where in ("from_scratch.heads", "from_scratch.subsampling", "from_scratch.channels", "model.text", "optim.lr"):
+        assert any(f"train.{where}" in m or f"train.model.{where}" in m for m in found), (where, found)
+
+
+@pytest.mark.parametrize("make", [ctc_dict, tdt_dict])
+@pytest.mark.parametrize(
+    ("section", "change", "says"),
+    [
+        ("model", {"name": "facebook/wav2vec2-base"}, "either name"),
+        ("model", {"vocabulary": "tokenizer", "letters": None}, "from_scratch has no tokenizer"),
+        ("model", {"letters": ["a", "a"]}, "none twice"),
+        ("model", {"letters": ["a", " "]}, "no space"),
+        ("model", {"letters": ["ab"]}, "single characters"),
+        ("loss", {"label_smoothing": 0.1}, "label_smoothing is not for"),
+        ("eval", {"decode": {"beams": 4}}, "decode.beams must be 1"),
+        ("eval", {"decode": {"window": "full"}}, "no window to fill"),
+        ("adapters", {"r": 4}, "adapters need a trained base"),
+        ("adapters", {"targets": "decoder"}, "known are all-linear, attention"),
+    ],
+)
+def test_what_contradicts_itself_in_a_family_is_said(
+    tmp_path: Path, make, section: str, change: dict, says: str
+) -> None:
+    assert any(says in m for m in mistakes(make(tmp_path, **{section: change})))
+
+
+def test_two_contradictions_of_a_family_are_told_together(tmp_path: Path) -> None:
+    (found,) = mistakes(ctc_dict(tmp_path, loss={"label_smoothing": 0.1}, eval={"decode": {"beams": 4}}))
+    assert "label_smoothing" in found
+    assert "beams" in found
+
+
+def test_durations_are_counted_from_nothing(tmp_path: Path) -> None:
+    scratch = tdt_dict(tmp_path)["model"]["from_scratch"]
+    for durations in ([1, 2], [0, 2, 4], [0], []):
+        found = mistakes(tdt_dict(tmp_path, model={"from_scratch": {**scratch, "durations": durations}}))
+        assert any("0, 1, 2, … without a gap" in m for m in found)
+
+
+def test_letters_are_found_in_transcripts_the_same_in_any_order(tmp_path: Path) -> None:
+    recipe = parse_recipe(ctc_dict(tmp_path, model={"letters": None, "text": "basic"}))
+    texts = ["Don't  STOP!", "café 你好"]
+    found = recipe.resolved(lambda: texts).model.letters
+    assert found == sorted(set("dontstopcafé你好"))
+    assert recipe.resolved(lambda: reversed(texts)).model.letters == found
+    assert recipe.resolved(lambda: texts).resolved(lambda: ["other"]).model.letters == found
+    resolved = recipe.resolved(lambda: texts)
+    assert parse_recipe(resolved.model_dump(mode="json")) == resolved, "what is kept with a run is a valid recipe"
+
+
 def test_environment_variables_are_expanded_where_the_data_is_and_only_there(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("CORPUS", "/corpus")
     train = recipe_dict(
@@ -110,12 +164,19 @@ def test_the_configurations_we_ship_are_right(config: Path) -> None:
     assert check(str(config)).returncode == 0
 
 
+def test_check_tells_the_exceptions_to_the_laws(tmp_path: Path) -> None:
+    live = ctc_dict(tmp_path, model={"batch_statistics": "live"})
+    done = check(str(write_experiment(tmp_path / "live.yaml", live)))
+    assert (done.returncode, done.stdout) == (0, "ok\n")
+    assert done.stderr.startswith("exception: model.batch_statistics is live")
+
+
 def test_check_speaks_json_and_names_what_differs(tmp_path: Path) -> None:
     old = write_experiment(tmp_path / "old.yaml", recipe_dict(tmp_path))
     new = write_experiment(tmp_path / "new.yaml", recipe_dict(tmp_path, optim={"lr": 0.5}))
     done = check(str(new), "--against", str(old), "--json")
     assert done.returncode == 2
-    assert json.loads(done.stdout) == {"mistakes": [], "changes": ["optim.lr: 0.003 → 0.5"]}
+    assert json.loads(done.stdout) == {"mistakes": [], "changes": ["optim.lr: 0.003 → 0.5"], "exceptions": []}
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.speech import make_corpus, recipe_dict, write_experiment
+from support.speech import ctc_dict, make_corpus, recipe_dict, tdt_dict, write_experiment
 
 from trainer.data.loader import StepLoader
 from trainer.data.manifest import open_manifests
@@ -21,11 +21,23 @@ from trainer.task import make_task
 ROOT = Path(__file__).parents[2]
 
 
-def trained(folder: Path, micro_s: float, steps: int = 3, **sections: dict) -> tuple[dict[str, torch.Tensor], list]:
-    """Parameters after some steps in float64, and each step's (loss sum, count)."""
+FAMILIES = {
+    "parakeet": lambda corpus, **s: ctc_dict(corpus, "parakeet", **s),
+    "wav2vec2": lambda corpus, **s: ctc_dict(corpus, "wav2vec2", **s),
+    "hubert": lambda corpus, **s: ctc_dict(corpus, "hubert", **s),
+    "wavlm": lambda corpus, **s: ctc_dict(corpus, "wavlm", **s),
+    "tdt": lambda corpus, **s: tdt_dict(corpus, "tdt", **s),
+    "rnnt": lambda corpus, **s: tdt_dict(corpus, "rnnt", **s),
+}
+
+
+def trained(
+    folder: Path, micro_s: float, steps: int = 3, family: str = "whisper", **sections: dict
+) -> tuple[dict[str, torch.Tensor], list]:
+    """Parameters after some steps in float64, and how many micro-batches each step had."""
     sections = dict(sections)
     loop = {"precision": "fp64", "micro_s": micro_s, "steps": steps, "step_utts": 8, **sections.pop("loop", {})}
-    recipe = parse_recipe(recipe_dict(folder, loop=loop, **sections))
+    recipe = parse_recipe(FAMILIES.get(family, recipe_dict)(folder, loop=loop, **sections))
     manifest = open_manifests([folder / "train.jsonl"], recipe.data, folder, folder / "cache")
     machine = start_machine(recipe.loop)
     task = make_task(recipe)
@@ -79,12 +91,56 @@ def test_an_unusable_utterance_leaves_the_others_update_alone(tmp_path: Path) ->
     assert furthest(with_bad, without) < 1e-9
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_update_of_every_family_is_the_same_however_a_step_is_cut(tmp_path: Path, family: str) -> None:
+    """1×8 (as far as lengths are equal), 2×4, 8×1, with everything that is drawn."""
+    make_corpus(tmp_path, 24)
+    augment = {"speed": [0.9, 1.0, 1.1], "join_p": 0.5, "spec": {"p": 0.7, "freq_width": 4}, "gain_db": 3}
+    how = {"family": family, "augment": augment, "steps": 2}
+    whole, few = trained(tmp_path, micro_s=1000.0, **how)
+    single, many = trained(tmp_path, micro_s=0.1, **how)
+    middle, _ = trained(tmp_path, micro_s=1.5, **how)
+    assert all(n == 8 for n in many)
+    assert all(n < 5 for n in few)
+    assert furthest(whole, single) < 1e-9
+    assert furthest(whole, middle) < 1e-9
+    start, _ = trained(tmp_path, micro_s=1000.0, loop={"steps": 1}, optim={"lr": 1e-30}, family=family)
+    assert furthest(start, whole) > 1e-3, "a test of equality must see a training that moves"
+
+
+def test_live_batch_statistics_are_the_exception_that_is_told(tmp_path: Path) -> None:
+    make_corpus(tmp_path, 24)
+    how = {"family": "parakeet", "model": {"batch_statistics": "live"}, "steps": 2}
+    whole, _ = trained(tmp_path, micro_s=1000.0, **how)
+    single, _ = trained(tmp_path, micro_s=0.1, **how)
+    assert furthest(whole, single) > 1e-6
+
+
+@pytest.mark.parametrize("family", ["wav2vec2", "tdt"])
+def test_a_transcript_that_can_not_be_learnt_costs_its_utterance_and_not_the_step(tmp_path: Path, family: str) -> None:
+    """Its step divides by what is left: the same as if the row had never been drawn."""
+    make_corpus(tmp_path, 8)
+    rows = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
+    for row in rows:
+        if row["id"] == "train-3":
+            row["text"] = "low " * 50 if family == "wav2vec2" else "unknown"
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    with_bad, _ = trained(tmp_path, micro_s=1000.0, steps=1, family=family)
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows if r["id"] != "train-3"))
+    without, _ = trained(tmp_path, micro_s=1000.0, steps=1, family=family)
+    assert furthest(with_bad, without) < 1e-9
+
+
 @pytest.mark.slow
-def test_two_ranks_train_what_one_trains(tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", ["whisper", "parakeet", "wav2vec2", "tdt"])
+def test_two_ranks_train_what_one_trains(tmp_path: Path, family: str) -> None:
     corpus = tmp_path / "corpus"
     for name, n in (("train", 21), ("dev", 5), ("test", 5)):
         make_corpus(corpus, n, seed=n, name=name)
-    train = recipe_dict(corpus, loop={"precision": "fp64", "steps": 4, "step_utts": 7}, eval={"every_steps": 2})
+    how = {"loop": {"precision": "fp64", "steps": 4, "step_utts": 7}, "eval": {"every_steps": 2}}
+    if family != "whisper":
+        how |= {"augment": {"spec": {"p": 0.7, "freq_width": 4}}}
+    train = FAMILIES.get(family, recipe_dict)(corpus, **how)
     file = write_experiment(tmp_path / "a.yaml", train)
     env = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
     for ranks in (1, 2):

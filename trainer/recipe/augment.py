@@ -10,7 +10,7 @@ class SpecAugment(Section):
 
     p: float = Field(default=0.5, ge=0, le=1, description="share of utterances that are masked at all")
     freq_masks: int = Field(default=1, ge=0, description="masks over frequency, an utterance")
-    freq_width: int = Field(default=15, ge=0, description="mel bins, at most")
+    freq_width: int = Field(default=15, ge=0, description="mel bins, at most; channels where the wave is heard")
     time_masks: int = Field(default=1, ge=0, description="masks over time, an utterance")
     time_share: float = Field(default=0.05, ge=0, le=1, description="of the utterance, at most")
 

@@ -1,5 +1,7 @@
 """The sections that every recipe has, whatever its task."""
 
+from collections.abc import Callable, Iterable
+
 from pydantic import Field
 
 from trainer.recipe.adapters import Lora
@@ -27,6 +29,14 @@ class Recipe(Section):
     eval: Eval
     log: Log = Log()
     stop: Stop = Stop()
+
+    def resolved(self, texts: Callable[[], Iterable[str]]) -> "Recipe":
+        """With all that only the training set's transcripts can say (a vocabulary): what is kept with the run."""
+        return self
+
+    def exceptions(self) -> list[str]:
+        """Which laws this training breaks as it was asked to, a sentence each: told by `check` and at the start."""
+        return []
 
     def debugged(self) -> "Recipe":
         """The same training in a minute: 100 utterances trained, 20 validated and tested, a few steps."""

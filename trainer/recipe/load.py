@@ -16,6 +16,8 @@ from trainer.recipe.base import RESUMABLE_CHANGES, Recipe
 
 RECIPES = {
     "whisper": "trainer.recipe.whisper:WhisperRecipe",
+    "ctc": "trainer.recipe.ctc:CtcRecipe",
+    "tdt": "trainer.recipe.tdt:TdtRecipe",
 }
 
 

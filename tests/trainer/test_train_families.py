@@ -1,0 +1,138 @@
+"""One training of each family from file to report: resumed exactly, its vocabulary kept, its export reproducing."""
+
+import json
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from support.speech import ctc_dict, make_corpus, tdt_dict, write_experiment
+
+from remote.rundir import EPOCH_ENV, RunDir
+from trainer.__main__ import main
+from trainer.errors import BadRecipe, StopAsked
+from trainer.train import train
+
+FAMILIES = {
+    "parakeet": lambda corpus, **s: ctc_dict(corpus, "parakeet", **s),
+    "wav2vec2": lambda corpus, **s: ctc_dict(corpus, "wav2vec2", **s),
+    "tdt": lambda corpus, **s: tdt_dict(corpus, "tdt", **s),
+}
+
+
+@pytest.fixture(autouse=True)
+def _own_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for name in ("PODCTL_VOLUME", EPOCH_ENV):
+        monkeypatch.delenv(name, raising=False)
+    before = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for s, handler in before.items():
+        signal.signal(s, handler)
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    for name, n in (("train", 20), ("dev", 4), ("test", 4)):
+        make_corpus(tmp_path / "corpus", n, seed=n, name=name)
+    return tmp_path / "corpus"
+
+
+def experiment(corpus: Path, family: str, name: str = "a.yaml", **sections: dict) -> Path:
+    sections["model"] = {"letters": None, **sections.get("model", {})}
+    return write_experiment(corpus.parent / name, FAMILIES[family](corpus, **sections))
+
+
+class After:
+    """Says stop from the n-th question on."""
+
+    def __init__(self, n: int) -> None:
+        self.left = n
+
+    def __call__(self) -> bool:
+        self.left -= 1
+        return self.left < 0
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_stopped_and_resumed_it_ends_bit_identical_and_its_export_reproduces(
+    corpus: Path, tmp_path: Path, family: str, capsys
+) -> None:
+    sections = {
+        "loop": {"steps": 8, "step_utts": 4},
+        "augment": {"speed": [0.9, 1.1], "join_p": 0.3, "spec": {"p": 0.5, "freq_width": 4}},
+        "model": {"dropout": 0.1, "text": "upper"},
+    }
+    file = experiment(corpus, family, **sections)
+    train(file, RunDir(tmp_path / "whole"))
+    for n in (4, 9):
+        with pytest.raises(StopAsked):
+            train(file, RunDir(tmp_path / "stopped"), stop=After(n))
+    train(file, RunDir(tmp_path / "stopped"))
+    one, two = (
+        load_file(tmp_path / r / "checkpoints" / "step-00000008" / "model" / "model.safetensors")
+        for r in ("whole", "stopped")
+    )
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[k], two[k]) for k in one)
+    whole, stopped = (lines(tmp_path / r / "reports" / "test.jsonl") for r in ("whole", "stopped"))
+    assert [x["metrics"] for x in whole] == [x["metrics"] for x in stopped]
+    assert [x["what"] for x in whole] == ["before training", "greedy"]
+    kept = json.loads((tmp_path / "whole" / "export" / "recipe.json").read_text())["model"]
+    assert kept["letters"] == sorted(set("LOWMIDHIGH"))
+    for place in (["--run", str(tmp_path / "whole")], ["--model", str(tmp_path / "whole" / "export")]):
+        out = tmp_path / place[0]
+        assert main(["evaluate", *place, str(corpus / "test.jsonl"), "--out", str(out)]) == 0
+        again = json.loads(next(out.glob("*.json")).read_text())
+        assert again["metrics"] == whole[1]["metrics"]
+
+
+def test_any_model_in_the_hub_s_layout_transcribes(corpus: Path, tmp_path: Path, capsys) -> None:
+    for family in FAMILIES:
+        run = RunDir(tmp_path / family)
+        train(experiment(corpus, family, f"{family}.yaml"), run)
+        expected = {r["id"]: r["text"] for r in lines(run.reports / "test-greedy.rows.jsonl")}
+        (run.export / "recipe.json").unlink()
+        capsys.readouterr()
+        argv = ["predict", "--model", str(run.export), str(corpus / "test.jsonl")]
+        assert main([*argv, "--set", "eval.decode.max_new_tokens=6"]) == 0
+        said = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        assert {r["id"]: r["text"] for r in said} == expected
+
+
+def test_another_training_set_s_letters_are_another_training(corpus: Path, tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    train(experiment(corpus, "parakeet"), run)
+    with pytest.raises(BadRecipe, match=r"model\.letters"):
+        train(experiment(corpus, "parakeet", model={"letters": ["a"]}), run)
+
+
+def test_adapters_on_a_fine_tuned_model_are_resumed_bit_identical(corpus: Path, tmp_path: Path) -> None:
+    train(experiment(corpus, "wav2vec2"), RunDir(tmp_path / "base"))
+    recipe = ctc_dict(corpus, "wav2vec2", adapters={"r": 2, "dropout": 0.1})
+    recipe["model"] = {"name": str(tmp_path / "base" / "export")}
+    file = write_experiment(tmp_path / "lora.yaml", recipe)
+    train(file, RunDir(tmp_path / "whole"))
+    with pytest.raises(StopAsked):
+        train(file, RunDir(tmp_path / "stopped"), stop=After(7))
+    train(file, RunDir(tmp_path / "stopped"))
+    one, two = (
+        load_file(tmp_path / r / "checkpoints" / "step-00000006" / "model" / "adapter_model.safetensors")
+        for r in ("whole", "stopped")
+    )
+    assert all(torch.equal(one[k], two[k]) for k in one)
+    assert any("lora_B" in k and v.abs().max() > 0 for k, v in one.items())
+    before, after = (lines(tmp_path / r / "reports" / "test.jsonl") for r in ("base", "whole"))
+    assert after[0]["metrics"] == before[1]["metrics"], "before training it is the base, and says what the base said"
+
+
+def test_live_batch_statistics_are_told_at_the_start(corpus: Path, tmp_path: Path, caplog) -> None:
+    file = experiment(corpus, "parakeet", model={"batch_statistics": "live"}, loop={"steps": 1})
+    train(file, RunDir(tmp_path / "run"))
+    assert any("exception: model.batch_statistics is live" in r.message for r in caplog.records)

@@ -1,0 +1,97 @@
+"""What becomes of a recording in one draw: first its length, from the manifest row alone; later its sound.
+
+For tasks without a window. All chance is a function of the draw's seed; see trainer.task.Draw.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from trainer.data.audio import RATE, AudioCache, fit, padded_samples, samples_of
+from trainer.recipe.augment import Augment, SpecAugment
+from trainer.task import Draw, Example
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """An utterance in one draw: what is said, and lengths in samples."""
+
+    text: str
+    n_samples: int
+    padded: int
+    speed: float = 1.0
+    joined: tuple[tuple[int, Example], ...] = ()  # (samples of quiet before it, utterance)
+
+    @property
+    def audio_s(self) -> float:
+        return self.n_samples / RATE
+
+    @property
+    def padded_s(self) -> float:
+        return self.padded / RATE
+
+
+def draw_lengths(
+    example: Example, draw: Draw | None, how: Augment, edge_s: float, max_s: float, fits: Callable[[str, int], bool]
+) -> Drawn:
+    """Speed and joins as drawn; what would pass `max_s`, or not `fits` its text into so many samples, is left out."""
+    n, text = samples_of(example.duration_s), example.text
+    speed, joined = 1.0, []
+    if draw is not None:
+        rng = np.random.default_rng(draw.seed)
+        speed = float(rng.choice(how.speed)) if how.speed else 1.0
+        longest = max(n, samples_of(max_s))
+        for partner in draw.partners:
+            gap = samples_of(rng.uniform(*how.join_gap_s))
+            longer, whole = n + gap + samples_of(partner.duration_s), f"{text} {partner.text}"
+            if longer / speed > longest or not fits(whole, longer):
+                break
+            joined.append((gap, partner))
+            n, text = longer, whole
+        if n / speed > longest or not fits(text, round(n / speed)):
+            speed = 1.0
+        n = round(n / speed)
+    return Drawn(text, n, padded_samples(n, edge_s), speed, tuple(joined))
+
+
+def read_drawn(audio: AudioCache, example: Example, drawn: Drawn, draw: Draw | None, how: Augment) -> np.ndarray:
+    """Its sound: float32 (n_samples,). Raises AudioError."""
+    wave_T = audio.read(example.audio, example.start_s, example.duration_s)
+    if draw is None:
+        return fit(wave_T, drawn.n_samples)
+    for gap, partner in drawn.joined:
+        more = audio.read(partner.audio, partner.start_s, partner.duration_s)
+        wave_T = np.concatenate([wave_T, np.zeros(gap, dtype=np.float32), more])
+    rng = np.random.default_rng([draw.seed, 1])
+    if drawn.speed != 1.0:
+        import soxr
+
+        wave_T = soxr.resample(wave_T, RATE * drawn.speed, RATE, quality="MQ")
+    if how.gain_db:
+        wave_T = wave_T * np.float32(10 ** (rng.uniform(-how.gain_db, how.gain_db) / 20))
+    if how.noise_snr_db is not None and rng.random() < how.noise_p:
+        power = float(np.mean(np.square(wave_T))) / 10 ** (rng.uniform(*how.noise_snr_db) / 10)
+        wave_T = wave_T + rng.normal(0, power**0.5, len(wave_T)).astype(np.float32)
+    return fit(wave_T, drawn.n_samples)
+
+
+Spans = list[tuple[int, int]]
+
+
+def draw_spans(draw: Draw | None, how: SpecAugment | None, bins: int, frames: int) -> tuple[Spans, Spans]:
+    """SpecAugment's spans over bins and over the utterance's own frames, first and end."""
+    if draw is None or how is None:
+        return [], []
+    rng = np.random.default_rng([draw.seed, 3])
+    if rng.random() >= how.p:
+        return [], []
+    freq = [_span(rng, min(how.freq_width, bins), bins) for _ in range(how.freq_masks)]
+    time = [_span(rng, int(how.time_share * frames), frames) for _ in range(how.time_masks)]
+    return freq, time
+
+
+def _span(rng: np.random.Generator, widest: int, size: int) -> tuple[int, int]:
+    width = int(rng.integers(0, widest + 1))
+    first = int(rng.integers(0, size - width + 1))
+    return first, first + width
