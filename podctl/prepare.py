@@ -18,7 +18,7 @@ from podctl.errors import BadInput, MissingHere
 from podctl.experiment import Experiment, bad_file, read_experiment
 from podctl.facts import gather
 from podctl.host import Host, host_of
-from podctl.ledger import newest
+from podctl.ledger import Ledger, newest
 from podctl.plan import RESUMABLE, Choice, choose_run, make_plan, make_run_id, without_effect
 from podctl.pods import Plan, PodSpec, Run
 from podctl.project import Project, find_project, working_dir
@@ -29,6 +29,7 @@ from podctl.trainer_check import check_training
 from podctl.yamls import read_yaml, to_yaml
 from remote.clock import Clock
 from remote.mistakes import Mistake
+from remote.rundir import SUCCEEDED
 
 
 @dataclass(frozen=True)
@@ -169,6 +170,23 @@ def choose(
             if moved is None and state in RESUMABLE and not same_machine(before, provider, experiment):
                 differences = [f"pod: it lies on {host.name}, and this names another machine", *differences]
     return choose_run(before, state, differences, force=order.force_restart, new_id=new_id, podctl=order.podctl)
+
+
+def experiment_of(run: Run, ledger: Ledger, here: Project) -> bytes:
+    """A run's own experiment file, to go on with. Raises BadInput where it is not the one that would go on."""
+    if run.project != here.id:
+        root = run.detail.get("project_root", "")
+        raise BadInput(f"{run.id} is of another project, whose code it needs", f"cd {root}, then again")
+    last = newest(ledger.runs().values(), run.project, run.name)
+    if last is not None and last.id != run.id:
+        raise BadInput(f"{last.id} is newer than {run.id}", f"podctl resume {last.id}; an older run stays as it is")
+    host = runs.host_for(run)
+    if runs.look(run, host, 0.0).state == SUCCEEDED:
+        raise BadInput(f"{run.id} succeeded: there is nothing to resume", "podctl train --config FILE begins a new run")
+    text = host.read(PurePosixPath(runs.run_dir(run).experiment))
+    if text is None:
+        raise BadInput(f"{run.id} never began", "podctl train --config FILE starts it")
+    return text
 
 
 def same_machine(run: Run, provider: Provider, experiment: Experiment) -> bool:

@@ -12,8 +12,8 @@ from podctl.errors import MissingHere, PodctlError
 
 CANCELLED = 130
 COMMANDS = (
-    *("init", "doctor", "completion", "train", "attach", "logs", "ps", "status", "stop", "tensorboard", "pull"),
-    *("push", "sync", "ssh", "exec", "ssh-config", "resume", "queue"),
+    *("init", "doctor", "completion", "train", "attach", "logs", "ps", "status", "stop", "tensorboard", "pull", "push"),
+    *("sync", "ssh", "exec", "ssh-config", "recover", "resume"),
 )  # what hints speak of
 EPILOGUE = """\b
 Examples:

@@ -1,14 +1,14 @@
-"""`podctl train`."""
+"""`podctl train` and `podctl resume`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from podctl.cli.options import AsJson, epilogue
+from podctl.cli.options import AsJson, RunWord, epilogue, meant_run, this_project
 
 if TYPE_CHECKING:
-    from podctl.prepare import Prepared
+    from podctl.prepare import Order, Prepared
     from podctl.ui import Ui
 
 
@@ -22,6 +22,16 @@ def register(app: typer.Typer) -> None:
             "train --config whisper.yaml --queue --detach",
         )
     )(train)
+    app.command(epilog=epilogue("resume", "resume whisper --queue", "resume --set pod.max_hours=4"))(resume)
+
+
+Sets = Annotated[
+    list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override a key for this run; repeatable.")
+]
+Queue = Annotated[bool, typer.Option("--queue", help="Wait there until the runs before it have ended.")]
+Beside = Annotated[bool, typer.Option("--beside", help="Share the machine with a run that is going on it.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+Detach = Annotated[bool, typer.Option("--detach", help="Return once it runs.")]
 
 
 def train(
@@ -32,27 +42,58 @@ def train(
     force_restart: Annotated[bool, typer.Option("--force-restart", help="A new run; the older one is kept.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop; nothing is written.")] = False,
     local: Annotated[bool, typer.Option("--local", help="On this machine, at no cost.")] = False,
-    sets: Annotated[
-        list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override a key for this run; repeatable.")
-    ] = None,
-    queue: Annotated[bool, typer.Option("--queue", help="Wait there until the runs before it have ended.")] = False,
-    beside: Annotated[bool, typer.Option("--beside", help="Share the machine with a run that is going on it.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
-    detach: Annotated[bool, typer.Option("--detach", help="Return once it runs.")] = False,
+    sets: Sets = None,
+    queue: Queue = False,
+    beside: Beside = False,
+    yes: Yes = False,
+    detach: Detach = False,
     as_json: AsJson = False,
 ) -> int:
     """Start a run, or resume the one that stopped."""
     from podctl.cli import program
+    from podctl.prepare import Order
+    from podctl.ui import Ui
+
+    order = Order(config, tuple(sets or ()), local, debug, force_restart, queue, beside, program())
+    return begin(order, Ui(as_json=as_json), dry_run=dry_run, yes=yes, detach=detach)
+
+
+def resume(
+    run: RunWord = "",
+    sets: Sets = None,
+    queue: Queue = False,
+    beside: Beside = False,
+    yes: Yes = False,
+    detach: Detach = False,
+    as_json: AsJson = False,
+) -> int:
+    """Go on with a run that stopped, failed or was lost, by its own experiment and with the code as it is now."""
+    import tempfile
+
+    from podctl.cli import program
+    from podctl.prepare import Order, experiment_of
+    from podctl.ui import Ui
+
+    found, ledger = meant_run(run)
+    text = experiment_of(found, ledger, this_project())
+    with tempfile.TemporaryDirectory(prefix="podctl-") as tmp:
+        path = Path(tmp, "experiment.yaml")
+        path.write_bytes(text)
+        debug = found.name.endswith("-debug")
+        order = Order(path, tuple(sets or ()), False, debug, False, queue, beside, program())
+        return begin(order, Ui(as_json=as_json), yes=yes, detach=detach)
+
+
+def begin(order: "Order", ui: "Ui", *, dry_run: bool = False, yes: bool = False, detach: bool = False) -> int:
+    """All ten steps."""
     from podctl.errors import Cancelled
     from podctl.launch import launch
-    from podctl.prepare import Order, prepare
+    from podctl.prepare import prepare
     from podctl.runs import open_ledger
-    from podctl.ui import Ui
     from podctl.watch import Watcher
     from remote.clock import clock_from_env
 
-    ui, clock = Ui(as_json=as_json), clock_from_env()
-    order = Order(config, tuple(sets or ()), local, debug, force_restart, queue, beside, program())
+    clock = clock_from_env()
     with prepare(order, clock, look_only=dry_run) as prepared:
         show_plan(prepared, ui)
         if dry_run:
@@ -62,7 +103,7 @@ def train(
         launched = launch(prepared, ui, clock)
     watcher = Watcher(launched.run, launched.host, ui, clock, order.podctl)
     try:
-        if as_json:
+        if ui.as_json:
             ui.emit({"event": "launched", "run": launched.run.id, "run_dir": launched.run.detail["run_dir"]})
         return watcher.leave() if detach else watcher.attend(open_ledger(), offset=launched.log_offset)
     except KeyboardInterrupt:  # from here on the run lives: leaving is all that Ctrl-C can mean

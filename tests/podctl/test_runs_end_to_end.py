@@ -419,3 +419,17 @@ def test_ctrl_c_while_a_run_saves_says_that_it_ends_without_one(cli: Cli):
     assert b"was asked, and ends without you" in err
     (cli.run_dir() / "go").touch()
     wait_for(lambda: cli.state() == "stopped")
+
+
+def test_resume_goes_on_by_the_runs_own_experiment(cli: Cli):
+    path = cli.experiment("[ -e go ] && exit 0; exit 75")
+    assert cli("train", "-c", path, "--local").code == 75
+    path.unlink()
+    (cli.project / "go").touch()
+    done = cli("resume", "tiny")
+    assert done.code == 0, done
+    assert json.loads((cli.run_dir() / "status.json").read_text())["attempt"] == 2
+    again = cli("resume")
+    assert (again.code, "nothing to resume" in again.err) == (2, True), again
+    elsewhere = cli("resume", cli.run_dir().name, cwd=cli.home)
+    assert (elsewhere.code, f"cd {cli.project}" in elsewhere.err) == (2, True), elsewhere
