@@ -29,8 +29,9 @@ do
   if [ $code = 0 ]; then found=$(command -v "$p"); say python "$found"; break; fi
 done
 for d in "$volume/runs" "$disk/trees/$project" "$disk/src" "$disk/tool"; do
-  e=$(mkdir -p "$d" 2>&1) && e=$( { date >"$d/.podctl-$$"; } 2>&1 ) && e=$(rm -f "$d/.podctl-$$" 2>&1) && continue
-  say trouble "$d: $(printf %s "$e" | tr '\n' ' ')"; break
+  f=${d%/runs}/.podctl-$$  # not among the runs: whoever lists them would take it for one
+  e=$(mkdir -p "$d" 2>&1) && e=$( { date >"$f"; } 2>&1 ) && e=$(rm -f "$f" 2>&1) && continue
+  say trouble "$d: $(printf %s "$e" | tr '\n' ' ')"; rm -f "$f" 2>/dev/null; break
 done
 say volume_free_kb "$(df -Pk "$volume" 2>/dev/null | awk 'NR == 2 { print $4 }')"
 say disk_free_kb "$(df -Pk "$disk" 2>/dev/null | awk 'NR == 2 { print $4 }')"
