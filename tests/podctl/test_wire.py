@@ -514,6 +514,18 @@ def test_sshd_killed_in_mid_stream_is_unreachable_and_then_reached_again(sshd: S
     assert wire.run(["echo", "again"]).stdout == "again\n"
 
 
+def test_a_cut_with_much_on_its_way_is_unreachable_too(sshd: Sshd, make: Make):
+    wire = make(sshd.address)
+    for _ in range(5):  # what breaks first is a matter of luck: the reading, the sending, the closing
+        cutting = threading.Timer(0.1, sshd.kill_sessions)
+        with wire.stream(["cat", "/dev/zero"], stdin=[b"x"]) as stream:
+            cutting.start()
+            with pytest.raises(Unreachable):
+                hear(stream, lambda: None)
+        cutting.join()
+    assert wire.run(["true"]).ok
+
+
 def test_a_link_that_breaks_while_a_command_runs_is_no_exit_code(sshd: Sshd, make: Make):
     wire = make(sshd.address)
     assert wire.run(["true"]).ok
