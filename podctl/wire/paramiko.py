@@ -271,6 +271,8 @@ class _Talking:
             except TimeoutError:
                 yield b""
                 continue
+            except _broken_link() as e:  # what it had to say is in part still over there
+                raise self._wire._broken() from e
             if not piece:
                 break
             yield piece
@@ -294,7 +296,8 @@ class _Talking:
 
     def end(self) -> None:
         self._left.set()
-        self._channel.close()
+        with contextlib.suppress(*_broken_link()):
+            self._channel.close()
 
     def _hear(self) -> None:
         while not self._left.is_set():
@@ -302,6 +305,8 @@ class _Talking:
                 piece = self._channel.recv_stderr(CHUNK)
             except TimeoutError:
                 continue
+            except _broken_link():
+                return
             if not piece:
                 return
             self._stderr += piece
@@ -317,11 +322,19 @@ class _Talking:
                 if self._left.is_set():
                     return
             self._channel.shutdown_write()
-        except OSError:  # it wants no more, or the link is gone: its exit code says which
+        except _broken_link():  # it wants no more, or the link is gone: its exit code says which
             pass
         except BaseException as e:  # raised where the stream is read
             self._fault = e
-            self._channel.close()
+            with contextlib.suppress(*_broken_link()):
+                self._channel.close()
+
+
+def _broken_link() -> tuple[type[Exception], ...]:
+    """What a channel raises once its link is gone, whatever it was asked to do."""
+    from paramiko import SSHException
+
+    return (OSError, EOFError, SSHException)
 
 
 def _watch(transport: Any, alive_s: float) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 CHUNK = 1 << 16
 LOOK_S = 0.2
+GONE = (OSError, EOFError)  # what a channel raises once its link is gone
 
 
 @contextlib.contextmanager
@@ -45,7 +46,7 @@ def _carry(client: socket.socket, open_channel: Callable[[], Any], closed: threa
             channel = open_channel()
         except Exception:  # refused over there, or the link is gone: the client sees a closed connection
             return
-        with contextlib.closing(channel), contextlib.suppress(OSError, EOFError):
+        with contextlib.suppress(*GONE), contextlib.closing(channel):
             # a thread a direction: were one to wait for the other, two full buffers would stop both
             back = threading.Thread(target=_pump_back, args=(channel, client), daemon=True)
             back.start()
@@ -61,7 +62,7 @@ def _carry(client: socket.socket, open_channel: Callable[[], Any], closed: threa
 
 
 def _pump_back(channel: Any, client: socket.socket) -> None:
-    with contextlib.suppress(OSError, EOFError):
+    with contextlib.suppress(*GONE):
         while data := channel.recv(CHUNK):
             client.sendall(data)
         client.shutdown(socket.SHUT_WR)

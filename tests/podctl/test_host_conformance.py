@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 from support.pod import is_alive, wait_until
-from support.sshd import Sshd, free_port, laptop
+from support.sshd import Sshd, free_port, laptop, nap
 
 from podctl.errors import PodctlError
 from podctl.host import Host, write
@@ -119,12 +119,12 @@ def test_without_input_a_command_meets_its_end_at_once(host: Host):
 
 def test_a_time_out_ends_the_command_there(host: Host):
     began = time.monotonic()
-    said = host.run(["sh", "-c", "echo begun; sleep 1001"], timeout_s=0.5)
+    said = host.run(["sh", "-c", f"echo begun; sleep {nap(1001)}"], timeout_s=0.5)
     assert said.exit_code == 124
     assert said.stdout == "begun\n"
     assert "no answer within 0.5 s" in said.stderr
     assert time.monotonic() - began < 10
-    gone("sleep\x001001")
+    gone(f"sleep\x00{nap(1001)}")
 
 
 def test_a_stream_is_heard_while_it_speaks_and_ticks_while_it_does_not(host: Host):
@@ -170,16 +170,16 @@ def test_input_that_fails_is_not_taken_for_whole(host: Host, tmp_path: Path):
 
 
 def test_a_block_that_is_left_ends_the_command_even_if_it_never_writes(host: Host):
-    with host.stream(["sh", "-c", "sleep 1002; true"]) as stream:
+    with host.stream(["sh", "-c", f"sleep {nap(1002)}; true"]) as stream:
         assert next(iter(stream)) == b""
-        assert processes("sleep\x001002")
-    gone("sleep\x001002")
+        assert processes(f"sleep\x00{nap(1002)}")
+    gone(f"sleep\x00{nap(1002)}")
 
 
 def test_a_command_that_ignores_sigterm_is_ended_too(host: Host):
-    with host.stream(["sh", "-c", "trap '' TERM; echo; sleep 1003; sleep 1003"]) as stream:
+    with host.stream(["sh", "-c", f"trap '' TERM; echo; sleep {nap(1003)}; sleep {nap(1003)}"]) as stream:
         assert next(iter(stream)) == b"\n"
-    gone("sleep\x001003")
+    gone(f"sleep\x00{nap(1003)}")
 
 
 def test_what_is_read_are_the_bytes(host: Host, tmp_path: Path):

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 from support.pod import is_alive, wait_until
-from support.sshd import Sshd, free_port, laptop, make_key, masters, public
+from support.sshd import Sshd, free_port, laptop, make_key, masters, nap, public
 
 from podctl.errors import BadInput, MissingHere, PodctlError, Unreachable
 from podctl.host import write
@@ -401,11 +401,11 @@ def test_processes_that_begin_at_once_make_one_connection(sshd: Sshd, openssh: M
 
 
 STREAM = """
-with wire.stream(["sh", "-c", "echo ready; sleep 1004"]) as stream:
+with wire.stream(["sh", "-c", "echo ready; sleep NAP"]) as stream:
     for piece in stream:
         if piece:
             print(piece.decode(), flush=True)
-"""
+""".replace("NAP", nap(1004))
 
 
 def test_ctrl_c_ends_the_command_and_not_the_connection(sshd: Sshd, openssh: Make):
@@ -418,7 +418,7 @@ def test_ctrl_c_ends_the_command_and_not_the_connection(sshd: Sshd, openssh: Mak
     _, err = p.communicate(timeout=10)
     assert b"KeyboardInterrupt" in err
     assert b"Unreachable" not in err
-    gone("sleep\x001004")
+    gone(f"sleep\x00{nap(1004)}")
     assert masters() == master
     assert len(master) == 1
 
@@ -427,10 +427,10 @@ def test_a_podctl_that_is_killed_leaves_no_command_there(sshd: Sshd, openssh: Ma
     p = process(sshd, STREAM)
     assert p.stdout is not None
     assert p.stdout.readline() == b"ready\n"
-    wait_until(lambda: runs("sleep\x001004"), "it sleeps over there")
+    wait_until(lambda: runs(f"sleep\x00{nap(1004)}"), "it sleeps over there")
     p.kill()
     p.communicate(timeout=10)
-    gone("sleep\x001004")
+    gone(f"sleep\x00{nap(1004)}")
 
 
 def test_a_dead_master_is_replaced(sshd: Sshd, openssh: Make):
@@ -506,12 +506,24 @@ def test_closing_ends_the_connection(sshd: Sshd, openssh: Make):
 
 def test_sshd_killed_in_mid_stream_is_unreachable_and_then_reached_again(sshd: Sshd, make: Make):
     wire = make(sshd.address)
-    with wire.stream(["sh", "-c", "echo canary; sleep 1005"]) as stream, pytest.raises(Unreachable) as caught:
+    with wire.stream(["sh", "-c", f"echo canary; sleep {nap(1005)}"]) as stream, pytest.raises(Unreachable) as caught:
         hear(stream, sshd.kill_sessions)
     assert stream.exit_code is None
     assert "canary" not in caught.value.message
-    gone("sleep\x001005")
+    gone(f"sleep\x00{nap(1005)}")
     assert wire.run(["echo", "again"]).stdout == "again\n"
+
+
+def test_a_cut_with_much_on_its_way_is_unreachable_too(sshd: Sshd, make: Make):
+    wire = make(sshd.address)
+    for _ in range(5):  # what breaks first is a matter of luck: the reading, the sending, the closing
+        cutting = threading.Timer(0.1, sshd.kill_sessions)
+        with wire.stream(["cat", "/dev/zero"], stdin=[b"x"]) as stream:
+            cutting.start()
+            with pytest.raises(Unreachable):
+                hear(stream, lambda: None)
+        cutting.join()
+    assert wire.run(["true"]).ok
 
 
 def test_a_link_that_breaks_while_a_command_runs_is_no_exit_code(sshd: Sshd, make: Make):
@@ -520,21 +532,21 @@ def test_a_link_that_breaks_while_a_command_runs_is_no_exit_code(sshd: Sshd, mak
     cut = threading.Timer(0.3, sshd.kill_sessions)
     cut.start()
     with pytest.raises(Unreachable):
-        wire.run(["sleep", "1006"], timeout_s=20)
+        wire.run(["sleep", nap(1006)], timeout_s=20)
     cut.join()
-    gone("sleep\x001006")
+    gone(f"sleep\x00{nap(1006)}")
 
 
 def test_a_frozen_link_is_given_up_within_its_time_and_nothing_hangs(sshd: Sshd, make: Make):
     wire = make(sshd.address, alive_s=1)
-    with wire.stream(["sh", "-c", "echo; sleep 1007"]) as stream, pytest.raises(Unreachable) as caught:
+    with wire.stream(["sh", "-c", f"echo; sleep {nap(1007)}"]) as stream, pytest.raises(Unreachable) as caught:
         hear(stream, sshd.freeze_sessions)
     began = sshd.frozen_at
     assert 2 < time.monotonic() - began < 8
     assert caught.value.message
     assert wire.run(["echo", "anew"]).stdout == "anew\n"
     sshd.thaw_sessions()
-    gone("sleep\x001007")
+    gone(f"sleep\x00{nap(1007)}")
 
 
 def test_a_time_out_in_a_frozen_link_does_not_wait_for_its_pipes(sshd: Sshd, make: Make):
@@ -543,7 +555,7 @@ def test_a_time_out_in_a_frozen_link_does_not_wait_for_its_pipes(sshd: Sshd, mak
     sshd.freeze_sessions()
     began = time.monotonic()
     try:
-        said = wire.run(["sleep", "1008"], timeout_s=0.5)
+        said = wire.run(["sleep", nap(1008)], timeout_s=0.5)
         assert said.exit_code == 124
     except Unreachable:
         pass

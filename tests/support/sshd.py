@@ -203,6 +203,11 @@ def public(key: Path) -> str:
     return " ".join(key.with_name(key.name + ".pub").read_text().split()[:2])
 
 
+def nap(s: int) -> str:
+    """So many seconds for sleep(1), and a fraction by which this test run knows its sleepers from another's."""
+    return f"{s}.{os.getpid()}"
+
+
 def free_port() -> int:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
