@@ -47,7 +47,8 @@ class Host(Protocol):
 
     def stream(self, argv: Sequence[str], *, stdin: Iterable[bytes] | None = None) -> AbstractContextManager[Stream]:
         """A command there for as long as the block lasts. `stdin` is sent while it runs, then closed; None keeps it
-        open and empty. A block that is left, and a link that breaks, end the command there too."""
+        open and empty. A block that is left, and a link that breaks, end the command there too; one that is sent
+        something, by its input or output ending, which it must heed."""
         ...
 
     def push(self, source: Path, target: PurePath, *, files_from: Sequence[str] = ()) -> None:

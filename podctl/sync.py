@@ -198,8 +198,8 @@ def send(
         order = {"remove": list(changes.remove), "packed": True}
         courier.take(wire, target, order, packed(frames(str(source), streamed)), tell)
     shell = wire.rsync_shell()
-    if by_rsync and shell is not None:
-        rsync.send(shell, wire.address.host, options, source, target, by_rsync)
+    if by_rsync and shell is not None:  # its connection knows one host, under any name
+        rsync.send(shell, "pod", options, source, target, by_rsync)
     return unstable
 
 
