@@ -63,7 +63,7 @@ def test_one_command_trains_and_says_what_it_is_worth_and_where_it_lies(cli: Cli
 
 
 def test_stopped_and_trained_again_it_ends_where_it_would_have_ended(cli: Cli) -> None:
-    sections = {"loop": {"steps": 400, "save_every_steps": 10}, "eval": {"every_steps": 200}}
+    sections = {"loop": {"steps": 160, "save_every_steps": 10}, "eval": {"every_steps": 80}}
     assert cli("train", "--config", experiment(cli, "whole", **sections), "--local", timeout=120).code == 0
     file = experiment(cli, "stopped", **sections)
     process = cli.start("train", "--config", file, "--local")
@@ -77,7 +77,7 @@ def test_stopped_and_trained_again_it_ends_where_it_would_have_ended(cli: Cli) -
     assert done.code == 0, done.err
     assert b"resumed from step" in done.out
     (whole,) = (r for r in cli.runs() if "whole" in r.name)
-    one, two = weights(whole, 400), weights(run, 400)
+    one, two = weights(whole, 160), weights(run, 160)
     assert all(torch.equal(one[k], two[k]) for k in one)
 
 
