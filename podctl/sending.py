@@ -1,5 +1,6 @@
 """Our own things on their way to a machine: the tool once a version, the project's tree by what it lacks of it."""
 
+import contextlib
 import io
 import json
 import tarfile
@@ -11,7 +12,11 @@ from typing import Any
 from podctl.errors import PodctlError
 from podctl.facts import Facts, python_words
 from podctl.host import Host
-from podctl.trees import Tree, tar_stream
+from podctl.settings import state_dir
+from podctl.trees import Tree, id_of, tar_stream
+from remote.files import write_atomic
+
+KEEP = 50  # manifests; one of 500 files has 50 kB
 
 # Python rather than tar: it has to be there anyway, tar need not be. Beside, then renamed: complete or absent.
 UNPACK_TOOL = """
@@ -58,7 +63,7 @@ def send_tree(host: Host, facts: Facts, tree: Tree, project: str, tool_dir: Pure
         return None
     trees = facts.disk / "trees" / project
     like = facts.newest_tree
-    known = host.read(trees / f"{like}.json") if like else None
+    known = Remembered(state_dir() / "trees").manifest(like) or host.read(trees / f"{like}.json") if like else None
     wanted = tree.beyond((known or b"").decode("ascii", "replace"))
     n_files = n_bytes = 0
     wrong: list[str] = []
@@ -71,6 +76,7 @@ def send_tree(host: Host, facts: Facts, tree: Tree, project: str, tool_dir: Pure
         if answer is None:
             raise PodctlError(f"the project's code could not be laid down on {host.name}: {said or code}")
         if answer.get("ok"):
+            Remembered(state_dir() / "trees").keep(tree)
             return Sent(n_files, n_bytes)
         if "error" in answer:
             raise PodctlError(f"{host.name}: {answer['error']}", str(answer.get("hint", "")))
@@ -79,6 +85,29 @@ def send_tree(host: Host, facts: Facts, tree: Tree, project: str, tool_dir: Pure
     raise PodctlError(
         f"files changed while they were sent: {', '.join(wrong[:3])}", "try again when nothing writes them"
     )
+
+
+class Remembered:
+    """Manifests of trees that were sent from here: a round trip less for the next one."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def manifest(self, tree_id: str) -> bytes | None:
+        """What a tree of that name holds; None where it was sent from elsewhere, long ago, or is not as it was."""
+        try:
+            text = (self._folder / f"{tree_id}.json").read_bytes()
+        except OSError:
+            return None
+        return text if id_of(text) == tree_id else None
+
+    def keep(self, tree: Tree) -> None:
+        """A full disk is no reason for a run not to begin."""
+        with contextlib.suppress(OSError):
+            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            write_atomic(self._folder / f"{tree.id}.json", tree.manifest.encode("ascii"), durable=False)
+            for old in sorted(self._folder.glob("*.json"), key=lambda p: p.stat().st_mtime, reverse=True)[KEEP:]:
+                old.unlink()
 
 
 def answer_of(text: str) -> dict[str, Any] | None:

@@ -39,7 +39,7 @@ class Tree:
     @property
     def id(self) -> str:
         """16 hex over names, kinds, modes and contents; times have no say."""
-        return hashlib.sha256(self.manifest.encode("ascii")).hexdigest()[:16]
+        return id_of(self.manifest.encode("ascii"))
 
     @property
     def manifest(self) -> str:
@@ -59,6 +59,11 @@ class Tree:
         if not isinstance(there, dict):
             there = {}
         return [name for name, e in sorted(self.entries.items()) if there.get(name) != e.as_list()]
+
+
+def id_of(manifest: bytes) -> str:
+    """The name of the tree that has this manifest."""
+    return hashlib.sha256(manifest).hexdigest()[:16]
 
 
 def read_tree(root: Path, files: Sequence[str]) -> Tree:
