@@ -128,14 +128,10 @@ def best_checkpoint(where: RunDir, host: Host) -> str:
 def close_books(view: View, ledger: Ledger, project: str) -> None:
     """The end and the bill of the newest attempt, once."""
     run = view.run
-    ended = view.now
-    if view.status is not None and view.status.ended_at:  # by the machine's clock; a bill goes by ours
-        ended = min(view.now, view.status.ended_at - view.skew_s)
-    hours = max(0.0, ended - (run.started_at or ended)) / 3600
     end = Event(
         view.now, events.STOPPED, run.id, project, run.provider, run.name, run.pod, detail={"state": view.state}
     )
-    bill = replace(end, event=events.BILLED, usd=hours * run.usd_per_hour, detail={})
+    bill = replace(end, event=events.BILLED, usd=view.attempt_hours * run.usd_per_hour, detail={})
     ledger.append(end, bill, unless=lambda runs: run.id in runs and runs[run.id].gone_at is not None)
 
 

@@ -96,7 +96,7 @@ def rent(p: Prepared, record: Callable[..., None]) -> Pod:
     else:
         pod = p.provider.create(p.plan.pod_name, p.plan.offers[0], p.spec, Boot(env=p.experiment.env))
         record(events.CREATED, pod)
-    record(events.STARTED, pod, started_at=pod.started_at)
+    record(events.STARTED, pod, started_at=pod.started_at, rents=p.provider.can.rents)
     return pod
 
 

@@ -14,6 +14,7 @@ from podctl.host import host_of
 from podctl.ledger import Event, Ledger
 from podctl.pods import Pod
 from podctl.project import Project
+from podctl.providers.base import provider_named
 from podctl.sending import answer_of, send_tool
 from podctl.trainer_check import tool_root
 from remote.rundir import parse_status
@@ -76,7 +77,7 @@ def events_of(told: dict[str, Any], pod: Pod, facts: Facts, project: Project, no
             secrets_file="",
             attempt_before=(status.attempt - 1) if status else 0,
         ),
-        event(events.STARTED, status.started_at if status else begun),
+        event(events.STARTED, status.started_at if status else begun, rents=provider_named(pod.provider).can.rents),
         event(events.LAUNCHED, status.started_at if status else begun),
     ]
     if status is not None and status.is_final:

@@ -20,6 +20,7 @@ from podctl.shell import TIMED_OUT
 from remote.rundir import FINAL, LOST, STARTING, Progress, RunDir, Status, Volume, parse_progress, parse_status
 
 LIMIT_S = 8.0  # for a machine to say how its runs are, where many are asked
+QUEUE = "queue"  # the phase of a run that waits for its turn
 AT_ONCE = 100  # run directories in one command line, which may have 128 kB
 SAME_S = 5.0
 
@@ -67,8 +68,18 @@ class View:
     @property
     def usd(self) -> float:
         """What it has cost so far."""
-        hours = (self.now - self.run.started_at) / 3600 if self.run.started_at and not self.run.gone_at else 0.0
-        return self.run.usd_billed + hours * self.run.usd_per_hour
+        return self.run.usd_billed + (0.0 if self.run.gone_at else self.attempt_hours * self.run.usd_per_hour)
+
+    @property
+    def attempt_hours(self) -> float:
+        """What the newest attempt has to pay for: a rented pod from its start by our clock; a machine that one has for
+        as long as the run has its turn there."""
+        if not self.run.detail.get("rents", True):
+            return 0.0 if self.status is None or self.status.phase == QUEUE else self.ran_s / 3600
+        ended = self.now
+        if self.status is not None and self.status.ended_at:
+            ended = min(self.now, self.status.ended_at - self.skew_s)
+        return max(0.0, ended - (self.run.started_at or ended)) / 3600
 
     def as_dict(self) -> dict[str, Any]:
         """For --json."""

@@ -166,6 +166,8 @@ class Attempt:
             self._place.wait_for_turn(
                 self._clock, self._log.say, self._supervisor, lambda: self._reporter.update(phase="queue")
             )
+            self._started_at = self._clock.now()  # its time, and what it costs, count from its turn
+            self._reporter.update(started_at=self._started_at)
             self._link_current_log(volume)
 
         self._supervisor.check()

@@ -365,6 +365,22 @@ def test_a_clock_that_is_a_day_off_over_there_changes_no_duration_and_no_bill(fa
     assert bill.usd == pytest.approx(1.0, abs=0.01)
 
 
+def test_on_a_machine_that_one_has_a_run_pays_for_its_turn_and_not_for_its_wait(far, clock, tmp_path):
+    t = clock.now()
+    detail = {**far.run.detail, "rents": False}
+    run = replace(far.run, started_at=t - 36_000, usd_per_hour=2.0, detail=detail)
+    far.status("starting", phase="queue", started_at=t - 36_000, heartbeat_at=t)
+    assert look(run, CutHost(), t).usd == 0.0
+    far.status(started_at=t - 1800, heartbeat_at=t)
+    assert look(run, CutHost(), t).usd == pytest.approx(1.0, abs=0.01)
+    far.status("succeeded", started_at=t - 3600, ended_at=t - 1800)
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    ledger.append(Event(t, events.LAUNCHED, run.id, "p", run.provider, run.name, run.pod))
+    close_books(look(run, CutHost(), t), ledger, "p")
+    (bill,) = [e for e in ledger.events() if e.event == "billed"]
+    assert bill.usd == pytest.approx(1.0, abs=0.01)
+
+
 def test_a_run_that_is_over_needs_nothing_but_its_volume(far, clock):
     far.status("failed", exit_code=1)
     far.run.detail.update(tool_dir="/nowhere")
