@@ -52,8 +52,7 @@ def test_a_restart_keeps_the_volume_and_nothing_else(pod: NetPod) -> None:
     pod.ssh("sh", "-c", "echo kept > /workspace/a; echo lost > /opt/a; echo lost > /root/a; echo lost > /tmp/a")
     session = "tmux -S /tmp/s new-session -d -s job 'sleep 1000'"
     assert pod.ssh("sh", "-c", session).returncode == 0
-    jobs = [p.pid for p in pod.processes() if p.argv[:1] == ("sleep",)]
-    assert jobs
+    jobs = wait_until(lambda: [p.pid for p in pod.processes() if p.argv[:1] == ("sleep",)], "what tmux started")
     pod.stop()
     assert not {p.pid for p in all_processes()} & set(jobs)
     assert pod.processes() == []
