@@ -16,7 +16,7 @@ from typing import Any
 
 from podctl import ledger as events
 from podctl import runs, source, version
-from podctl.errors import Busy, PodctlError, Unreachable
+from podctl.errors import Busy, Cancelled, PodctlError, Unreachable
 from podctl.facts import Facts, gather, python_words, refuse_what_is_missing, whole
 from podctl.host import Host, host_of
 from podctl.ledger import Event, Ledger
@@ -41,6 +41,7 @@ class Launched:
     run: Run
     host: Host
     log_offset: int  # where this attempt's log begins
+    leaves: bool = False  # Ctrl-C came while it was being started
 
 
 def launch(p: Prepared, ui: Ui, clock: Clock, project_ledger: Ledger | None = None) -> Launched:
@@ -81,10 +82,16 @@ def launch(p: Prepared, ui: Ui, clock: Clock, project_ledger: Ledger | None = No
                 secrets_file=order["secrets_file"],
                 attempt_before=facts.epoch,
             )
-            start(host, facts, tool_dir, order, clock)
-            record(events.LAUNCHED, pod)
+            try:
+                leaves = start(host, facts, tool_dir, order, clock)
+            except (Unreachable, Cancelled) as e:
+                if p.provider.can.rents:
+                    raise  # it is given back, and with it whatever runs there
+                undo.pop_all()
+                raise type(e)(f"{e.message}: it may be running", f"podctl attach {p.plan.run_id}") from e
             undo.pop_all()
-    return Launched(book.runs()[p.plan.run_id], host, facts.log_bytes)
+            record(events.LAUNCHED, pod)
+    return Launched(book.runs()[p.plan.run_id], host, facts.log_bytes, leaves)
 
 
 def rent(p: Prepared, record: Callable[..., None]) -> Pod:
@@ -198,19 +205,27 @@ def command_of(p: Prepared, experiment: str, run_dir: str) -> list[str]:
     return ["bash", "-c", own] if isinstance(own, str) else list(own or ())
 
 
-def start(host: Host, facts: Facts, tool_dir: PurePosixPath, order: dict[str, Any], clock: Clock) -> None:
-    """Give the order, over stdin: secrets are in it. The link may break while it is on its way: it is given again, and
-    its token tells the machine that it is the same. Raises Busy, Unreachable, PodctlError."""
+def start(host: Host, facts: Facts, tool_dir: PurePosixPath, order: dict[str, Any], clock: Clock) -> bool:
+    """Give the order, over stdin: secrets are in it. The link may break, or Ctrl-C be pressed, while it is on its way:
+    it is given again, and its token tells the machine that it is the same. Was Ctrl-C pressed?
+
+    Raises Busy, PodctlError: nothing runs. Unreachable, Cancelled (Ctrl-C a second time): something may.
+    """
     argv = python_words(facts, tool_dir / "remote" / "desk.py", "start")
-    for again in range(ASK_AGAIN):
+    breaks, leaves = 0, False
+    while True:
         try:
+            clock.sleep(ASK_AGAIN_S * 2 ** (breaks - 1) if breaks else 0)
             result = host.run(argv, stdin=json.dumps(order), timeout_s=300)
             break
+        except KeyboardInterrupt:
+            if leaves:
+                raise Cancelled(f"{host.name} was not waited for while {order['run_id']} was started") from None
+            leaves = True
         except Unreachable as e:
-            if again == ASK_AGAIN - 1:
-                lost = f"{host.name} stopped answering while {order['run_id']} was started: it may be running"
-                raise Unreachable(lost, f"podctl attach {order['run_id']}") from e
-            clock.sleep(ASK_AGAIN_S * 2**again)
+            breaks += 1
+            if breaks == ASK_AGAIN or leaves:
+                raise Unreachable(f"{host.name} stopped answering while {order['run_id']} was started") from e
     answer = answer_of(result.stdout)
     if answer is None:
         said = result.stderr.strip().splitlines()[-1:] or [f"exit code {result.exit_code}"]
@@ -218,6 +233,7 @@ def start(host: Host, facts: Facts, tool_dir: PurePosixPath, order: dict[str, An
     if not answer.get("ok"):
         kind = Busy if answer.get("busy") else PodctlError
         raise kind(f"{host.name}: {answer.get('error')}", str(answer.get("hint", "")))
+    return leaves
 
 
 def hub_home() -> str:

@@ -31,6 +31,7 @@ from typing import Any, BinaryIO, Dict, Iterator, List, Mapping, Optional
 import remote
 from remote import turn
 from remote.control import runner_lives
+from remote.fence import newest_epoch
 from remote.files import read_json, write_atomic
 from remote.rundir import RunDir, Volume
 
@@ -170,8 +171,10 @@ def start(order: Mapping[str, Any]) -> Dict[str, Any]:
     socket, token = order["socket"], Path(order["socket"] + ".launch")
     _private(os.path.dirname(socket))
     tmux = ["tmux", "-S", socket, "-f", "/dev/null"]
-    if token.exists() and token.read_text("ascii") == order["token"] and _lives(tmux, order["run_id"]):
-        return {"ok": True, "again": True}  # the answer was lost on its way, not the order
+    if token.exists() and token.read_text("ascii") == order["token"]:
+        began = newest_epoch(run.writer) > order["attempt_before"]  # and may be over already
+        if began or _lives(tmux, order["run_id"]):
+            return {"ok": True, "again": True}  # the answer was lost on its way, not the order
     with _one_launch_at_a_time(order["disk"]):
         _refuse_company(run, order)
         run.root.mkdir(parents=True, exist_ok=True)

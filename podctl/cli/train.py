@@ -105,7 +105,9 @@ def begin(order: "Order", ui: "Ui", *, dry_run: bool = False, yes: bool = False,
     try:
         if ui.as_json:
             ui.emit({"event": "launched", "run": launched.run.id, "run_dir": launched.run.detail["run_dir"]})
-        return watcher.leave() if detach else watcher.attend(open_ledger(), offset=launched.log_offset)
+        return (
+            watcher.leave() if detach or launched.leaves else watcher.attend(open_ledger(), offset=launched.log_offset)
+        )
     except KeyboardInterrupt:  # from here on the run lives: leaving is all that Ctrl-C can mean
         return watcher.leave()
 

@@ -3,6 +3,7 @@
 import contextlib
 import http.server
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -64,6 +65,24 @@ def test_an_exit_code_of_255_is_the_command_s_own(host: Host):
 def test_death_by_a_signal_is_128_and_its_number(host: Host):
     assert host.run(["sh", "-c", "kill -TERM $$"]).exit_code == 143
     assert host.run(["sh", "-c", "cat; kill -KILL $$"], stdin="x").exit_code == 137
+
+
+def test_after_a_ctrl_c_the_next_command_is_answered(host: Host, tmp_path: Path):
+    begun = tmp_path / "begun"
+    host.run(["true"])
+
+    def press() -> None:
+        wait_until(begun.exists, "the command began")
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    finger = threading.Thread(target=press)
+    finger.start()
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        host.run(["sh", "-c", f"cat; touch {begun}; exec sleep 60"], stdin="order", timeout_s=60)
+    assert time.monotonic() - started < 20
+    finger.join()
+    assert host.run(["echo", "again"], timeout_s=20).stdout == "again\n"
 
 
 def test_bytes_that_are_no_utf8_survive(host: Host):

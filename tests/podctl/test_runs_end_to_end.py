@@ -86,6 +86,56 @@ def test_ctrl_c_leaves_and_attach_sees_the_whole_log(cli: Cli):
     assert b"over" in attached.out
 
 
+def tmux_that_hangs(cli: Cli, begins: str) -> Path:
+    """A machine that takes long to start a session, and says so; it `begins` with its real tmux, or not at all. The
+    file that it writes a line to each time."""
+    bin_dir = cli.project.parent / "bin"
+    bin_dir.mkdir()
+    times = bin_dir / "times"
+    real = shutil.which("tmux")
+    hang = f'case " $* " in *" new-session "*) {begins}; echo once >> {times}; sleep 60;; *) exec {real} "$@";; esac'
+    (bin_dir / "tmux").write_text(f"#!/bin/sh\n{hang}\n")
+    (bin_dir / "tmux").chmod(0o755)
+    cli.env["PATH"] = f"{bin_dir}:{cli.env['PATH']}"
+    return times
+
+
+def test_ctrl_c_while_a_run_is_being_started_leaves_a_run_that_is_known(cli: Cli):
+    tmux_that_hangs(cli, begins=f'{shutil.which("tmux")} "$@"')
+    podctl = cli.start("train", "-c", cli.experiment(SAVES), "--local")
+    wait_for(lambda: begun(cli))
+    podctl.send_signal(signal.SIGINT)
+    _, err = podctl.communicate(timeout=20)
+    assert podctl.returncode == 0, err
+    assert b"goes on without you" in err
+    assert [e["event"] for e in cli.events()][-1] == "launched"
+    assert cli.state() == "running"
+    stopped = cli("stop")
+    assert stopped.code == 0, stopped
+    assert b"saved" in (cli.run_dir() / "log").read_bytes()
+    assert (cli.run_dir() / "log").read_bytes().count(b"begun") == 1
+
+
+def test_who_does_not_wait_for_the_answer_either_is_told_where_the_run_may_be(cli: Cli):
+    times = tmux_that_hangs(cli, begins="true")
+    experiment = cli.experiment("echo over")
+    podctl = cli.start("train", "-c", experiment, "--local")
+    for n in (1, 2):
+        wait_for(lambda n=n: times.exists() and len(times.read_text().split()) == n)
+        podctl.send_signal(signal.SIGINT)
+    _, err = podctl.communicate(timeout=20)
+    run = cli.run_dir().name
+    assert podctl.returncode == 130, err
+    assert f"was not waited for while {run} was started: it may be running".encode() in err
+    assert f"podctl attach {run}".encode() in err
+    assert "gone" not in [e["event"] for e in cli.events()]
+    (times.parent / "tmux").unlink()
+    assert run in cli("ps").stdout
+    again = cli("train", "-c", experiment, "--local")
+    assert again.code == 0, again
+    assert cli.run_dir().name == run
+
+
 def test_a_podctl_that_was_killed_loses_nothing(cli: Cli):
     podctl = cli.start("train", "-c", cli.experiment("echo begun; sleep 1.5; echo over"), "--local")
     wait_for(lambda: begun(cli))

@@ -78,6 +78,25 @@ def test_an_order_that_is_given_twice_begins_one_attempt(desk: Desk):
     assert "is running already" in other["error"]
 
 
+def test_an_order_given_again_after_its_run_ended_begins_nothing(desk: Desk):
+    order = desk.order("echo once >> $PODCTL_RUN_DIR/times")
+    assert desk.start(order) == {"ok": True}
+    desk.pod.wait_for_state("succeeded")
+    wait_until(lambda: not session_lives(order), "its session ended")
+    assert desk.start(order) == {"ok": True, "again": True}
+    assert desk.pod.status is not None
+    assert desk.pod.status.attempt == 1
+    assert (desk.pod.run.root / "times").read_text() == "once\n"
+    resumes = desk.order("echo twice >> $PODCTL_RUN_DIR/times", attempt_before=1, socket=order["socket"])
+    assert desk.start(resumes) == {"ok": True}, "another order is another attempt"
+    wait_until(lambda: (desk.pod.run.root / "times").read_text() == "once\ntwice\n", "its second attempt")
+
+
+def session_lives(order: dict[str, Any]) -> bool:
+    argv = ["tmux", "-S", order["socket"], "has-session", "-t", order["run_id"]]
+    return subprocess.run(argv, capture_output=True, check=False).returncode == 0
+
+
 def test_of_two_laptops_at_the_same_moment_one_begins(desk: Desk):
     orders = [desk.order(), desk.order(run_id="other-261121-080000-beef")]
     orders[1] |= {"run_dir": str(desk.pod.volume.run(orders[1]["run_id"])), "socket": orders[0]["socket"] + "2.sock"}
