@@ -86,9 +86,9 @@ def launch(p: Prepared, ui: Ui, clock: Clock, project_ledger: Ledger | None = No
                 leaves = start(host, facts, tool_dir, order, clock)
             except (Unreachable, Cancelled) as e:
                 if p.provider.can.rents:
-                    raise  # it is given back, and with it whatever runs there
+                    raise type(e)(e.message, "its pod is given back; the same command begins anew") from e
                 undo.pop_all()
-                raise type(e)(f"{e.message}: it may be running", f"podctl attach {p.plan.run_id}") from e
+                raise type(e)(f"{e.message}: it may be running", e.hint) from e
             undo.pop_all()
             record(events.LAUNCHED, pod)
     return Launched(book.runs()[p.plan.run_id], host, facts.log_bytes, leaves)
@@ -212,6 +212,8 @@ def start(host: Host, facts: Facts, tool_dir: PurePosixPath, order: dict[str, An
     Raises Busy, PodctlError: nothing runs. Unreachable, Cancelled (Ctrl-C a second time): something may.
     """
     argv = python_words(facts, tool_dir / "remote" / "desk.py", "start")
+    run_id = order["run_id"]
+    then = f"podctl attach {run_id}"
     breaks, leaves = 0, False
     while True:
         try:
@@ -220,12 +222,12 @@ def start(host: Host, facts: Facts, tool_dir: PurePosixPath, order: dict[str, An
             break
         except KeyboardInterrupt:
             if leaves:
-                raise Cancelled(f"{host.name} was not waited for while {order['run_id']} was started") from None
+                raise Cancelled(f"{host.name} was not waited for while {run_id} was started", then) from None
             leaves = True
         except Unreachable as e:
             breaks += 1
             if breaks == ASK_AGAIN or leaves:
-                raise Unreachable(f"{host.name} stopped answering while {order['run_id']} was started") from e
+                raise Unreachable(f"{host.name} stopped answering while {run_id} was started", then) from e
     answer = answer_of(result.stdout)
     if answer is None:
         said = result.stderr.strip().splitlines()[-1:] or [f"exit code {result.exit_code}"]
