@@ -64,16 +64,21 @@ def read_drawn(audio: AudioCache, example: Example, drawn: Drawn, draw: Draw | N
         more = audio.read(partner.audio, partner.start_s, partner.duration_s)
         wave_T = np.concatenate([wave_T, np.zeros(gap, dtype=np.float32), more])
     rng = np.random.default_rng([draw.seed, 1])
-    if drawn.speed != 1.0:
+    return fit(augmented(wave_T, drawn.speed, how, rng), drawn.n_samples)
+
+
+def augmented(wave_T: np.ndarray, speed: float, how: Augment, rng: np.random.Generator) -> np.ndarray:
+    """Faster or slower, louder or softer, with noise: as drawn."""
+    if speed != 1.0:
         import soxr
 
-        wave_T = soxr.resample(wave_T, RATE * drawn.speed, RATE, quality="MQ")
+        wave_T = soxr.resample(wave_T, RATE * speed, RATE, quality="MQ")
     if how.gain_db:
         wave_T = wave_T * np.float32(10 ** (rng.uniform(-how.gain_db, how.gain_db) / 20))
     if how.noise_snr_db is not None and rng.random() < how.noise_p:
         power = float(np.mean(np.square(wave_T))) / 10 ** (rng.uniform(*how.noise_snr_db) / 10)
         wave_T = wave_T + rng.normal(0, power**0.5, len(wave_T)).astype(np.float32)
-    return fit(wave_T, drawn.n_samples)
+    return wave_T
 
 
 Spans = list[tuple[int, int]]
@@ -81,10 +86,14 @@ Spans = list[tuple[int, int]]
 
 def draw_spans(draw: Draw | None, how: SpecAugment | None, bins: int, frames: int) -> tuple[Spans, Spans]:
     """SpecAugment's spans over bins and over the utterance's own frames, first and end."""
-    if draw is None or how is None:
+    if draw is None:
         return [], []
-    rng = np.random.default_rng([draw.seed, 3])
-    if rng.random() >= how.p:
+    return spans(how, bins, frames, np.random.default_rng([draw.seed, 3]))
+
+
+def spans(how: SpecAugment | None, bins: int, frames: int, rng: np.random.Generator) -> tuple[Spans, Spans]:
+    """The same from a generator that is there already."""
+    if how is None or rng.random() >= how.p:
         return [], []
     freq = [_span(rng, min(how.freq_width, bins), bins) for _ in range(how.freq_masks)]
     time = [_span(rng, int(how.time_share * frames), frames) for _ in range(how.time_masks)]

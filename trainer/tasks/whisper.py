@@ -29,12 +29,16 @@ from transformers.generation.utils import GenerationMixin
 from transformers.modeling_outputs import BaseModelOutput
 
 from trainer.data.audio import RATE, AudioCache, fit, padded_samples, samples_of
+from trainer.data.drawn import Spans, augmented, spans
 from trainer.data.features import LogMel, mask_spans, stack_spans
 from trainer.errors import AudioError, BadRecipe
 from trainer.metrics.transcripts import score_transcripts
 from trainer.recipe.eval import Decode
 from trainer.recipe.whisper import WhisperRecipe, WhisperScratch
 from trainer.task import Bad, Draw, Example, Fitted, Parts, Report, Row, Size
+from trainer.tasks import hub
+from trainer.tasks.hub import plain
+from trainer.tasks.utterances import Utterance, moved, noise, stack_tokens, stack_waves
 
 SAMPLES_A_POSITION = 320  # 20 ms: two frames, one encoder position
 SPECIALS = (
@@ -64,18 +68,6 @@ class Shape:
 
 
 @dataclass(frozen=True)
-class WhisperItem:
-    """One utterance ready to be padded: wave (T,), token ids with the closing one, spans that will be masked."""
-
-    id: str
-    wave_T: np.ndarray
-    padded: int
-    tokens: list[int]
-    freq_spans: list[tuple[int, int]]
-    time_spans: list[tuple[int, int]]
-
-
-@dataclass(frozen=True)
 class WhisperBatch:
     """Utterances of one padded length. `mel_BMF` appears in `prepare`."""
 
@@ -91,9 +83,7 @@ class WhisperBatch:
     mel_BMF: Tensor = field(default_factory=lambda: torch.empty(0))
 
     def to(self, device: torch.device) -> "WhisperBatch":
-        tensors = {k: v for k, v in vars(self).items() if isinstance(v, Tensor)}
-        moved: dict[str, Any] = {k: v.to(device, non_blocking=True) for k, v in tensors.items()}
-        return replace(self, **moved)
+        return moved(self, device)
 
 
 class WhisperTask:
@@ -120,23 +110,14 @@ class WhisperTask:
         if saved is None or lora is not None:
             model = _base_model(self.recipe, self.processor)
         else:
-            model = _from_pretrained(str(saved), None, "fp32", self.recipe.model.attention)
+            model = _loaded(str(saved), None, torch.float32, self.recipe.model.attention)
         self.max_tokens = int(model.config.max_target_positions)
         # sinusoids, fixed in the paper; loading from a file would quietly make them trainable (transformers 5.23)
         model.model.encoder.embed_positions.requires_grad_(False)
         if self.recipe.loop.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
-        module: nn.Module = model
-        if lora is not None:
-            from peft import LoraConfig, PeftModel, get_peft_model
-
-            if saved is not None:
-                module = PeftModel.from_pretrained(model, str(saved), is_trainable=True)
-            else:
-                targets = LORA_TARGETS.get(lora.targets, lora.targets)
-                config = LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets)
-                module = get_peft_model(model, config)
-        return Parts(module)
+        targets = LORA_TARGETS.get(lora.targets, lora.targets) if lora else ""
+        return Parts(hub.adapted(model, lora, saved, targets))
 
     def groups(self, module: nn.Module) -> Mapping[str, list[str]]:
         found: dict[str, list[str]] = {"encoder": [], "decoder": []}
@@ -146,14 +127,10 @@ class WhisperTask:
         return found
 
     def save(self, module: nn.Module, directory: Path) -> None:
-        module.save_pretrained(str(directory))  # type: ignore[operator]
-        self.processor.save_pretrained(str(directory))
+        hub.save(module, directory, self.processor)
 
     def export(self, module: nn.Module, directory: Path) -> None:
-        if self.recipe.adapters is not None:
-            module = module.float().merge_and_unload()  # type: ignore[operator]  # a bf16 base would round them off
-        _plain(module).save_pretrained(str(directory))
-        self.processor.save_pretrained(str(directory))
+        hub.export(module, directory, self.processor)
 
     # ---- an utterance
 
@@ -186,10 +163,10 @@ class WhisperTask:
         letters = sum(len(e.text) + 1 for e in (example, *(p for _, p in shape.joined)))
         return Size(shape.padded / RATE, shape.n_samples / RATE, letters)
 
-    def load(self, examples: Sequence[Example], draws: Sequence[Draw | None]) -> Sequence[WhisperItem | Bad]:
+    def load(self, examples: Sequence[Example], draws: Sequence[Draw | None]) -> Sequence[Utterance | Bad]:
         return [self._load(e, d) for e, d in zip(examples, draws, strict=True)]
 
-    def _load(self, example: Example, draw: Draw | None) -> WhisperItem | Bad:
+    def _load(self, example: Example, draw: Draw | None) -> Utterance | Bad:
         shape = self.shape(example, draw)
         if shape.n_samples > self.window:
             return Bad(
@@ -205,29 +182,24 @@ class WhisperTask:
         tokens = [*self.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids, self.end]
         if len(self.prompt) + len(tokens) - 1 > self.max_tokens and draw is not None:
             return Bad(example.id, f"a transcript of {len(tokens)} tokens does not fit the decoder's {self.max_tokens}")
-        freq: list[tuple[int, int]] = []
-        time: list[tuple[int, int]] = []
+        freq: Spans = []
+        time: Spans = []
         if draw is not None:
             rng = np.random.default_rng([draw.seed, 1])
             for (gap, _), wave in zip(shape.joined, waves[1:], strict=True):
                 wave_T = np.concatenate([wave_T, np.zeros(gap, dtype=np.float32), wave])
-            wave_T = self._augmented(wave_T, shape, rng)
-            freq, time = self._spans(shape.n_samples, rng)
-        return WhisperItem(example.id, fit(wave_T, shape.n_samples), shape.padded, tokens, freq, time)
+            wave_T = augmented(wave_T, shape.speed, self.recipe.augment, rng)
+            frames = shape.n_samples // (SAMPLES_A_POSITION // 2)
+            freq, time = spans(self.recipe.augment.spec, int(self.extractor.feature_size), frames, rng)
+        return Utterance(example.id, fit(wave_T, shape.n_samples), shape.padded, tokens, freq, time)
 
-    def collate(self, items: Sequence[WhisperItem]) -> WhisperBatch:
-        padded = items[0].padded
-        assert all(i.padded == padded for i in items), "a micro-batch is homogeneous in padded length"
-        wave_BT = torch.zeros(len(items), padded)
+    def collate(self, items: Sequence[Utterance]) -> WhisperBatch:
         length = len(self.prompt) - 1 + max(len(i.tokens) for i in items)
-        input_BL = torch.full((len(items), length), self.end, dtype=torch.int64)
+        input_BL = stack_tokens([[*self.prompt, *i.tokens[:-1]] for i in items], self.end)
         index: list[int] = []
         labels: list[int] = []
         rows: list[int] = []
         for b, item in enumerate(items):
-            wave_BT[b, : len(item.wave_T)] = torch.from_numpy(item.wave_T)
-            fed = [*self.prompt, *item.tokens[:-1]]
-            input_BL[b, : len(fed)] = torch.tensor(fed)
             first = b * length + len(self.prompt) - 1  # the prompt's last position predicts the first token
             index += range(first, first + len(item.tokens))
             labels += item.tokens
@@ -235,7 +207,7 @@ class WhisperTask:
         return WhisperBatch(
             ids=[i.id for i in items],
             counts={"ce": len(labels)},
-            wave_BT=wave_BT,
+            wave_BT=stack_waves(items),
             input_BL=input_BL,
             label_index_K=torch.tensor(index),
             label_K=torch.tensor(labels),
@@ -246,9 +218,8 @@ class WhisperTask:
 
     def dummy(self, n: int, seconds: float, tokens: int) -> WhisperBatch:
         padded = self._padded(samples_of(seconds), False)
-        noise = np.random.default_rng(0).normal(0, 0.1, size=padded).astype(np.float32)
         ids = [self.end] * max(1, min(tokens, self.max_tokens - len(self.prompt)))
-        return self.collate([WhisperItem(f"dummy-{i}", noise, padded, ids, [], []) for i in range(n)])
+        return self.collate(noise(n, padded, ids))
 
     # ---- a batch, on the device
 
@@ -262,7 +233,7 @@ class WhisperTask:
         return replace(batch, mel_BMF=mel_BMF)
 
     def losses(self, module: nn.Module, batch: WhisperBatch) -> dict[str, Tensor]:
-        model = _plain(module)
+        model = plain(module)
         states_BPD = encode(model.model.encoder, batch.mel_BMF)
         hidden_BLD = model.model.decoder(
             input_ids=batch.input_BL, encoder_hidden_states=states_BPD, use_cache=False
@@ -278,7 +249,7 @@ class WhisperTask:
 
     def predict(self, module: nn.Module, batch: WhisperBatch, decode: Decode) -> list[Row]:
         """Greedy or beam search by transformers' own generation; rows hold `id` and `text`."""
-        model = _plain(module)
+        model = plain(module)
         states_BPD = encode(model.model.encoder, batch.mel_BMF)
         prompt_BL = torch.tensor([self.prompt], device=states_BPD.device).expand(len(batch.ids), -1)
         # Whisper's own generate() adds long-form seeking and language detection; here both are decided already.
@@ -309,29 +280,6 @@ class WhisperTask:
             return self.window
         return min(self.window, padded_samples(n_samples, self.recipe.data.edge_s, SAMPLES_A_POSITION))
 
-    def _augmented(self, wave_T: np.ndarray, shape: Shape, rng: np.random.Generator) -> np.ndarray:
-        how = self.recipe.augment
-        if shape.speed != 1.0:
-            import soxr
-
-            wave_T = soxr.resample(wave_T, RATE * shape.speed, RATE, quality="MQ")
-        if how.gain_db:
-            wave_T = wave_T * np.float32(10 ** (rng.uniform(-how.gain_db, how.gain_db) / 20))
-        if how.noise_snr_db is not None and rng.random() < how.noise_p:
-            power = float(np.mean(np.square(wave_T))) / 10 ** (rng.uniform(*how.noise_snr_db) / 10)
-            wave_T = wave_T + rng.normal(0, power**0.5, len(wave_T)).astype(np.float32)
-        return wave_T
-
-    def _spans(self, n_samples: int, rng: np.random.Generator) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-        how = self.recipe.augment.spec
-        if how is None or rng.random() >= how.p:
-            return [], []
-        n_frames = n_samples // (SAMPLES_A_POSITION // 2)
-        bins = int(self.extractor.feature_size)
-        freq = [_span(rng, min(how.freq_width, bins), bins) for _ in range(how.freq_masks)]
-        time = [_span(rng, int(how.time_share * n_frames), n_frames) for _ in range(how.time_masks)]
-        return freq, time
-
 
 def encode(encoder: Any, mel_BMF: Tensor) -> Tensor:
     """(B, M, F) → (B, P, D) for any even number of frames; at the window's own length equal to the stock forward."""
@@ -345,18 +293,6 @@ def encode(encoder: Any, mel_BMF: Tensor) -> Tensor:
         x_BPD = layer(x_BPD, None)
     states_BPD: Tensor = encoder.layer_norm(x_BPD)
     return states_BPD
-
-
-def _span(rng: np.random.Generator, widest: int, size: int) -> tuple[int, int]:
-    width = int(rng.integers(0, widest + 1))
-    first = int(rng.integers(0, size - width + 1))
-    return first, first + width
-
-
-def _plain(module: nn.Module) -> Any:
-    """The Whisper inside, with or without adapters around its layers."""
-    plain: Any = module
-    return plain.get_base_model() if hasattr(module, "get_base_model") else plain
 
 
 def _processor(recipe: WhisperRecipe) -> Any:
@@ -396,8 +332,7 @@ def _base_model(recipe: WhisperRecipe, processor: Any) -> Any:
         model = _scratch_model(how.from_scratch, processor, how.attention)
     else:
         assert how.name is not None
-        dtype = recipe.adapters.base_dtype if recipe.adapters else "fp32"
-        model = _from_pretrained(how.name, how.revision, dtype, how.attention)
+        model = _loaded(how.name, how.revision, hub.base_dtype(recipe.adapters), how.attention)
         if how.language is not None:
             model.generation_config.language = how.language
             model.generation_config.task = how.task
@@ -433,13 +368,5 @@ def _scratch_model(how: WhisperScratch, processor: Any, attention: str) -> Any:
     return model
 
 
-def _from_pretrained(name: str, revision: str | None, dtype: str, attention: str) -> Any:
-    try:
-        return WhisperForConditionalGeneration.from_pretrained(
-            name,
-            revision=revision or "main",
-            dtype=torch.bfloat16 if dtype == "bf16" else torch.float32,
-            attn_implementation=attention,
-        )
-    except (OSError, ValueError) as e:
-        raise BadRecipe.one("train.model.name", f"{name} can't be loaded: {str(e).splitlines()[0]}") from None
+def _loaded(name: str, revision: str | None, dtype: torch.dtype, attention: str) -> Any:
+    return hub.with_weights(WhisperForConditionalGeneration, name, revision, dtype=dtype, attn_implementation=attention)

@@ -1,0 +1,60 @@
+"""Utterances on their way from a loader's thread into a batch.
+
+B batch · T samples (16 kHz) · L labels
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trainer.data.drawn import Spans
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """One utterance ready to be padded: wave (T,), token ids, spans that will be masked."""
+
+    id: str
+    wave_T: np.ndarray
+    padded: int
+    tokens: list[int]
+    freq_spans: Spans
+    time_spans: Spans
+
+
+def stack_waves(items: Sequence[Utterance]) -> Tensor:
+    """(B, T) float32, quiet behind each; a micro-batch is homogeneous in padded length."""
+    padded = items[0].padded
+    assert all(i.padded == padded for i in items), "a micro-batch is homogeneous in padded length"
+    wave_BT = torch.zeros(len(items), padded)
+    for b, item in enumerate(items):
+        wave_BT[b, : len(item.wave_T)] = torch.from_numpy(item.wave_T)
+    return wave_BT
+
+
+def stack_tokens(tokens: Sequence[Sequence[int]], fill: int, at_least: int = 0) -> Tensor:
+    """(B, L) int64, filled up."""
+    stacked_BL = torch.full((len(tokens), max(at_least, *map(len, tokens))), fill, dtype=torch.int64)
+    for b, ids in enumerate(tokens):
+        stacked_BL[b, : len(ids)] = torch.tensor(ids, dtype=torch.int64)
+    return stacked_BL
+
+
+def noise(n: int, padded: int, tokens: list[int]) -> list[Utterance]:
+    """As many alike, out of nothing: for probes."""
+    wave_T = np.random.default_rng(0).normal(0, 0.1, size=padded).astype(np.float32)
+    return [Utterance(f"dummy-{i}", wave_T, padded, tokens, [], []) for i in range(n)]
+
+
+AnyBatch = TypeVar("AnyBatch")
+
+
+def moved(batch: AnyBatch, device: torch.device) -> AnyBatch:
+    """A frozen batch with its tensors on another device."""
+    tensors = {k: v for k, v in vars(batch).items() if isinstance(v, Tensor)}
+    there: dict[str, Any] = {k: v.to(device, non_blocking=True) for k, v in tensors.items()}
+    return replace(batch, **there)  # type: ignore[type-var]
