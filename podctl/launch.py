@@ -26,6 +26,7 @@ from podctl.project import Project
 from podctl.providers.base import Provider
 from podctl.sending import answer_of, send_tool, send_tree
 from podctl.settings import state_dir
+from podctl.shell import CtrlC
 from podctl.trainer_check import tool_root
 from podctl.trees import Tree, read_tree
 from podctl.ui import Ui, size
@@ -44,9 +45,15 @@ class Launched:
     leaves: bool = False  # Ctrl-C came while it was being started
 
 
-def launch(p: Prepared, ui: Ui, clock: Clock, project_ledger: Ledger | None = None) -> Launched:
-    """Steps 7 to 9. Raises PodctlError; then the pod was given back, or the error names what is left."""
+def launch(
+    p: Prepared, ui: Ui, clock: Clock, project_ledger: Ledger | None = None, key: CtrlC | None = None
+) -> Launched:
+    """Steps 7 to 9. Raises PodctlError; then the pod was given back, or the error names what is left.
+
+    From the moment that the run may have begun, `key` is held.
+    """
     book = project_ledger or runs.open_ledger()
+    key = key or CtrlC()
 
     def record(event: str, pod: Pod | None = None, **detail: Any) -> None:
         usd_per_hour = pod.usd_per_hour if pod else 0.0
@@ -82,8 +89,9 @@ def launch(p: Prepared, ui: Ui, clock: Clock, project_ledger: Ledger | None = No
                 secrets_file=order["secrets_file"],
                 attempt_before=facts.epoch,
             )
+            key.hold()
             try:
-                leaves = start(host, facts, tool_dir, order, clock)
+                leaves = start(host, facts, tool_dir, order, clock, key)
             except (Unreachable, Cancelled) as e:
                 if p.provider.can.rents:
                     raise type(e)(e.message, "its pod is given back; the same command begins anew") from e
@@ -205,7 +213,7 @@ def command_of(p: Prepared, experiment: str, run_dir: str) -> list[str]:
     return ["bash", "-c", own] if isinstance(own, str) else list(own or ())
 
 
-def start(host: Host, facts: Facts, tool_dir: PurePosixPath, order: dict[str, Any], clock: Clock) -> bool:
+def start(host: Host, facts: Facts, tool_dir: PurePosixPath, order: dict[str, Any], clock: Clock, key: CtrlC) -> bool:
     """Give the order, over stdin: secrets are in it. The link may break, or Ctrl-C be pressed, while it is on its way:
     it is given again, and its token tells the machine that it is the same. Was Ctrl-C pressed?
 
@@ -217,8 +225,9 @@ def start(host: Host, facts: Facts, tool_dir: PurePosixPath, order: dict[str, An
     breaks, leaves = 0, False
     while True:
         try:
-            clock.sleep(ASK_AGAIN_S * 2 ** (breaks - 1) if breaks else 0)
-            result = host.run(argv, stdin=json.dumps(order), timeout_s=300)
+            with key.felt():
+                clock.sleep(ASK_AGAIN_S * 2 ** (breaks - 1) if breaks else 0)
+                result = host.run(argv, stdin=json.dumps(order), timeout_s=300)
             break
         except KeyboardInterrupt:
             if leaves:

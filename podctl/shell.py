@@ -9,6 +9,7 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from podctl.errors import MissingHere
 from podctl.host import IDLE_S
@@ -268,6 +269,47 @@ def ending_like_ctrl_c() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+class CtrlC:
+    """Within the block, Ctrl-C may be held back: it is remembered then, and interrupts nothing. For steps that must not
+    end half done. Where no signal can be caught (not the main thread) it does nothing.
+    """
+
+    def __init__(self) -> None:
+        self.pressed = False  # while it was held
+        self._is_held = False
+        self._before: Any = None
+
+    def __enter__(self) -> "CtrlC":
+        with contextlib.suppress(ValueError):
+            self._before = signal.signal(signal.SIGINT, self._press)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+
+    def _press(self, number: int, frame: object) -> None:
+        if not self._is_held:
+            raise KeyboardInterrupt
+        self.pressed = True
+
+    def hold(self) -> None:
+        """From here to the end of the block, but for `felt`."""
+        self._is_held = self._before is not None
+
+    @contextlib.contextmanager
+    def felt(self) -> Iterator[None]:
+        """While held: within this block it interrupts all the same, and at once where it was pressed before."""
+        was_held, self._is_held = self._is_held, False
+        try:
+            if self.pressed:
+                self.pressed = False
+                raise KeyboardInterrupt
+            yield
+        finally:
+            self._is_held = was_held
 
 
 @contextlib.contextmanager

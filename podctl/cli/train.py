@@ -90,26 +90,31 @@ def begin(order: "Order", ui: "Ui", *, dry_run: bool = False, yes: bool = False,
     from podctl.launch import launch
     from podctl.prepare import prepare
     from podctl.runs import open_ledger
+    from podctl.shell import CtrlC
     from podctl.watch import Watcher
     from remote.clock import clock_from_env
 
     clock = clock_from_env()
-    with prepare(order, clock, look_only=dry_run) as prepared:
-        show_plan(prepared, ui)
-        if dry_run:
-            return 0
-        if prepared.provider.can.rents and not yes and not ui.confirm("rent it?"):
-            raise Cancelled("nothing was rented")
-        launched = launch(prepared, ui, clock)
-    watcher = Watcher(launched.run, launched.host, ui, clock, order.podctl)
+    watcher = None
     try:
+        with CtrlC() as key:
+            with prepare(order, clock, look_only=dry_run) as prepared:
+                show_plan(prepared, ui)
+                if dry_run:
+                    return 0
+                if prepared.provider.can.rents and not yes and not ui.confirm("rent it?"):
+                    raise Cancelled("nothing was rented")
+                launched = launch(prepared, ui, clock, key=key)
+            watcher = Watcher(launched.run, launched.host, ui, clock, order.podctl)
         if ui.as_json:
             ui.emit({"event": "launched", "run": launched.run.id, "run_dir": launched.run.detail["run_dir"]})
-        return (
-            watcher.leave() if detach or launched.leaves else watcher.attend(open_ledger(), offset=launched.log_offset)
-        )
-    except KeyboardInterrupt:  # from here on the run lives: leaving is all that Ctrl-C can mean
-        return watcher.leave()
+        if detach or launched.leaves or key.pressed:
+            return watcher.leave()
+        return watcher.attend(open_ledger(), offset=launched.log_offset)
+    except KeyboardInterrupt:
+        if watcher is None:
+            raise
+        return watcher.leave()  # the run lives: leaving is all that Ctrl-C can mean
 
 
 def show_plan(p: "Prepared", ui: "Ui") -> None:

@@ -1,5 +1,6 @@
 """Runs on this machine, through the command line, the runner and a real tmux."""
 
+import fcntl
 import json
 import os
 import pty
@@ -114,6 +115,28 @@ def test_ctrl_c_while_a_run_is_being_started_leaves_a_run_that_is_known(cli: Cli
     assert stopped.code == 0, stopped
     assert b"saved" in (cli.run_dir() / "log").read_bytes()
     assert (cli.run_dir() / "log").read_bytes().count(b"begun") == 1
+
+
+def test_ctrl_c_just_after_the_answer_leaves_a_run_that_is_known(cli: Cli):
+    go = cli.project.parent / "go"
+    tmux_that_hangs(cli, begins=f'{shutil.which("tmux")} "$@"; while [ ! -e {go} ]; do sleep 0.02; done; exit 0')
+    podctl = cli.start("train", "-c", cli.experiment(FOREVER), "--local")
+    wait_for(lambda: begun(cli))
+    with (cli.home / "ledger.jsonl").open() as ledger:
+        fcntl.flock(ledger, fcntl.LOCK_EX)  # podctl waits here to write that the run was launched
+        go.touch()
+        wait_for(lambda: waits_for_a_lock(podctl.pid))
+        podctl.send_signal(signal.SIGINT)
+    _, err = podctl.communicate(timeout=20)
+    assert podctl.returncode == 0, err
+    assert b"goes on without you" in err
+    assert [e["event"] for e in cli.events()][-1] == "launched"
+    assert cli.state() == "running"
+    assert cli("stop").code == 0
+
+
+def waits_for_a_lock(pid: int) -> bool:
+    return any("->" in line and f" {pid} " in line for line in Path("/proc/locks").read_text().splitlines())
 
 
 def test_who_does_not_wait_for_the_answer_either_is_told_where_the_run_may_be(cli: Cli):

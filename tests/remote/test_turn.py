@@ -408,7 +408,8 @@ def test_an_attempt_that_takes_over_ends_the_one_that_waits_and_does_not_wait_fo
     pod.move_clock(10)  # the older one's next heartbeat
     older.send_signal(signal.SIGCONT)
     assert older.wait(20) == 75
-    assert (second.status.attempt, second.status.pid, second.status.state) == (2, newer.pid, RUNNING)
+    newest = (2, newer.pid, RUNNING)  # the older one may have been stopped on its way from the fence to its rename
+    wait_until(lambda: (second.status.attempt, second.status.pid, second.status.state) == newest, "a heartbeat later")
     assert second.log.count(" up\n") == 1
 
 
