@@ -7,6 +7,7 @@ import signal
 import time
 from pathlib import Path
 
+import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
@@ -62,6 +63,7 @@ def test_one_command_trains_and_says_what_it_is_worth_and_where_it_lies(cli: Cli
     assert log.encode() == Path(receipt["log"]).read_bytes(), "not a byte of the log was lost on the way"
 
 
+@pytest.mark.slow
 def test_stopped_and_trained_again_it_ends_where_it_would_have_ended(cli: Cli) -> None:
     sections = {"loop": {"steps": 160, "save_every_steps": 10}, "eval": {"every_steps": 80}}
     assert cli("train", "--config", experiment(cli, "whole", **sections), "--local", timeout=120).code == 0
@@ -96,6 +98,7 @@ def test_a_trainer_that_is_killed_is_a_failed_run_that_resumes(cli: Cli) -> None
     assert read_json(run / "status.json")["attempt"] == 2
 
 
+@pytest.mark.slow
 def test_a_changed_recipe_is_refused_with_what_changed(cli: Cli) -> None:
     file = experiment(cli, loop={"steps": 100_000, "save_every_steps": 5})
     process = cli.start("train", "--config", file, "--local")
