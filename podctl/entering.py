@@ -18,6 +18,7 @@ from podctl.errors import PodctlError
 from podctl.host import Host
 from podctl.pods import Run
 from podctl.runs import host_for, run_dir
+from podctl.shell import catching
 from podctl.ui import Ui
 from remote.rundir import RUN_ENV, VOLUME_ENV
 
@@ -126,19 +127,14 @@ def _relay(run: Run, host: Host, argv: Sequence[str], ui: Ui) -> int:
     return 1 if code is None else code
 
 
-@contextlib.contextmanager
-def _ctrl_c(passed_on: Callable[[], bool]) -> Iterator[None]:
+def _ctrl_c(passed_on: Callable[[], bool]) -> contextlib.AbstractContextManager[None]:
     """Within the block, Ctrl-C is passed on; where that says False it is ours, as ever."""
 
     def handle(number: int, frame: object) -> None:
         if not passed_on():
             raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGINT, handle)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
+    return catching({signal.SIGINT: handle})
 
 
 def frames(held: bytearray) -> list[tuple[bytes, bytes]]:

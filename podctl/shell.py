@@ -257,38 +257,45 @@ def _poll(fd: int, event: int) -> Callable[[int], bool]:
 
 
 @contextlib.contextmanager
-def ending_like_ctrl_c() -> Iterator[None]:
+def catching(handlers: Mapping[int, Callable[[int, Any], None]]) -> Iterator[None]:
+    """Within the block, these signals are handled so. One that is ignored stays ignored: nohup has asked for that, or a
+    script that put podctl in its background. Outside the main thread, where none can be caught, nothing changes."""
+    before = {}
+    try:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in handlers.items():
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    before[number] = signal.signal(number, handler)
+        yield
+    finally:
+        for number, handler_before in before.items():
+            signal.signal(number, handler_before)
+
+
+def ending_like_ctrl_c() -> contextlib.AbstractContextManager[None]:
     """Within the block, SIGTERM and SIGHUP unwind as Ctrl-C does, so that no child is left behind."""
 
     def unwind(number: int, frame: object) -> None:
         raise KeyboardInterrupt
 
-    before = {n: signal.signal(n, unwind) for n in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    return catching({signal.SIGTERM: unwind, signal.SIGHUP: unwind})
 
 
 class CtrlC:
     """Within the block, Ctrl-C may be held back: it is remembered then, and interrupts nothing. For steps that must not
-    end half done. Where no signal can be caught (not the main thread) it does nothing.
-    """
+    end half done."""
 
     def __init__(self) -> None:
         self.pressed = False  # while it was held
         self._is_held = False
-        self._before: Any = None
+        self._caught = catching({signal.SIGINT: self._press})
 
     def __enter__(self) -> "CtrlC":
-        with contextlib.suppress(ValueError):
-            self._before = signal.signal(signal.SIGINT, self._press)
+        self._caught.__enter__()
         return self
 
-    def __exit__(self, *error: object) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
+    def __exit__(self, *error: Any) -> None:
+        self._caught.__exit__(*error)
 
     def _press(self, number: int, frame: object) -> None:
         if not self._is_held:
@@ -297,7 +304,7 @@ class CtrlC:
 
     def hold(self) -> None:
         """From here to the end of the block, but for `felt`."""
-        self._is_held = self._before is not None
+        self._is_held = True
 
     @contextlib.contextmanager
     def felt(self) -> Iterator[None]:

@@ -106,11 +106,7 @@ def test_ctrl_c_while_a_run_is_being_started_leaves_a_run_that_is_known(cli: Cli
     podctl = cli.start("train", "-c", cli.experiment(SAVES), "--local")
     wait_for(lambda: begun(cli))
     podctl.send_signal(signal.SIGINT)
-    _, err = podctl.communicate(timeout=20)
-    assert podctl.returncode == 0, err
-    assert b"goes on without you" in err
-    assert [e["event"] for e in cli.events()][-1] == "launched"
-    assert cli.state() == "running"
+    assert_it_left_a_run_that_is_known(podctl, cli)
     stopped = cli("stop")
     assert stopped.code == 0, stopped
     assert b"saved" in (cli.run_dir() / "log").read_bytes()
@@ -127,12 +123,16 @@ def test_ctrl_c_just_after_the_answer_leaves_a_run_that_is_known(cli: Cli):
         go.touch()
         wait_for(lambda: waits_for_a_lock(podctl.pid))
         podctl.send_signal(signal.SIGINT)
+    assert_it_left_a_run_that_is_known(podctl, cli)
+    assert cli("stop").code == 0
+
+
+def assert_it_left_a_run_that_is_known(podctl: "subprocess.Popen[bytes]", cli: Cli):
     _, err = podctl.communicate(timeout=20)
     assert podctl.returncode == 0, err
     assert b"goes on without you" in err
     assert [e["event"] for e in cli.events()][-1] == "launched"
     assert cli.state() == "running"
-    assert cli("stop").code == 0
 
 
 def waits_for_a_lock(pid: int) -> bool:

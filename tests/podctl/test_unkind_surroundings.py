@@ -3,6 +3,8 @@
 import os
 import signal
 import subprocess
+import time
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -132,6 +134,37 @@ def test_a_signal_leaves_no_tensorboard_behind(cli: Cli, tmp_path: Path, number:
     port = int(url.rstrip("/").rpartition(":")[2])
     done = subprocess.run(["pgrep", "-f", f"tensorboard.main.*--port {port}$"], capture_output=True, check=False)
     assert done.stdout == b""
+
+
+def test_a_tensorboard_that_nohup_started_outlives_its_terminal(cli: Cli):
+    pytest.importorskip("tensorboard")
+    cli("train", "--config", cli.experiment())
+    process = cli.start("tensorboard", "--no-browser", by=["nohup"])
+    url = process.stdout.readline().decode().strip()
+    process.send_signal(signal.SIGHUP)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(1)
+    assert served(url)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 0
+
+
+def served(url: str) -> bool:
+    with urllib.request.urlopen(url, timeout=20) as answer:
+        return bool(answer.status == 200)
+
+
+def test_a_train_in_the_background_of_a_script_does_not_feel_the_scripts_ctrl_c(cli: Cli):
+    deaf = ["sh", "-c", 'trap "" INT; exec "$@"', "sh"]
+    process = cli.start("train", "--config", cli.experiment("echo over"), by=deaf)
+    wait_for((cli.home / "ledger.jsonl").exists)
+    while process.poll() is None:  # before its run begins, while, and after
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.05)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 0, err
+    assert b"over" in out
+    assert b"goes on without you" not in err
 
 
 def test_a_receipt_that_can_not_be_written_does_not_hide_how_a_run_ended(cli: Cli):

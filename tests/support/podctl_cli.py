@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[2]
@@ -64,9 +64,9 @@ class Cli:
         done = subprocess.run(argv, env={**self.env, **(env or {})}, capture_output=True, timeout=timeout, **more)
         return Done(done.returncode, done.stdout, done.stderr.decode())
 
-    def start(self, *args: object) -> "subprocess.Popen[bytes]":
+    def start(self, *args: object, by: Sequence[str] = ()) -> "subprocess.Popen[bytes]":
         process = subprocess.Popen(
-            [*COMMAND, *map(str, args)],
+            [*by, *COMMAND, *map(str, args)],
             env=self.env,
             cwd=self.project,
             stdin=subprocess.DEVNULL,
