@@ -14,6 +14,7 @@ from pathlib import Path, PurePath
 from typing import Any, Protocol
 
 import remote
+from podctl.asking import PYTHONS
 from podctl.errors import MissingThere, PodctlError, Unreachable
 from podctl.host import Stream
 from remote.carry import ABSENT
@@ -21,8 +22,11 @@ from remote.frames import Broken, line_of
 
 MODULES = ("frames", "holdings", "taking", "carry")  # each after those that it imports
 NO_PYTHON = 127  # as a shell says that it found no program
-PYTHONS = ("python3", "/usr/bin/python3", "/usr/local/bin/python3", "/opt/conda/bin/python3")
-SCRIPT = 'for p in {}; do command -v "$p" >/dev/null 2>&1 && exec "$p" -I -S -X utf8 -c "$@"; done; exit 127'
+# names of files are UTF-8 whatever the locale: by -X utf8, and before Python 3.7 by the locale itself
+SCRIPT = (
+    "LC_ALL=C.UTF-8; export LC_ALL; "
+    'for p in {}; do command -v "$p" >/dev/null 2>&1 && exec "$p" -I -S -X utf8 -c "$@"; done; exit 127'
+)
 
 LOADER = """
 import sys, types

@@ -45,9 +45,8 @@ def check_machine(machine: Machine, need: Need) -> Iterator[Finding]:
 
     name = str(machine.address)
     try:
-        answers = probe.ask(
-            host_of(pod_of(machine)), volume=machine.volume_dir, disk=machine.disk_dir, python=machine.python
-        )
+        host = host_of(pod_of(machine))
+        answers = probe.look(host, volume=machine.volume_dir, disk=machine.disk_dir, python=machine.python)
     except PodctlError as e:
         yield finding_of(e, name, "ssh")
         return

@@ -5,33 +5,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
-from podctl.errors import MissingThere, PodctlError
+from podctl.asking import WORDS, Answers, ask
+from podctl.errors import MissingThere
 from podctl.host import Host
 from podctl.pods import Pod
 
 NEEDS_PYTHON = "3.8"  # of what we send; the environment for the training itself may be built from another one
 
-# Plain sh, since nothing of ours may be there yet. Each answer is a line; `~` is that machine's own.
-SCRIPT = r"""
-say() { printf '%s=%s\n' "$1" "$2"; }
-whole() { case $1 in "~") printf %s "$HOME" ;; "~/"*) printf %s "$HOME/${1#"~/"}" ;; *) printf %s "$1" ;; esac; }
-volume=$(whole "$1"); disk=$(whole "$2"); run=$volume/runs/$3; project=$4; tree=$5; stamp=$6; given=$7
-say home "$HOME"; say uid "$(id -u)"; say system "$(uname -s)"; say now "$(date +%s)"
-say volume "$volume"; say disk "$disk"
-for c in tmux bash tar rsync nvidia-smi; do command -v "$c" >/dev/null 2>&1 && say has "$c"; done
-try() { "$1" -I -S -c 'import sys; v = sys.version_info; print("%d.%d" % v[:2]); sys.exit(v < (3, 8))' 2>/dev/null; }
-found=
-for p in "$given" python3 /usr/bin/python3 /usr/local/bin/python3 python3.13 python3.12 python3.11
-do
-  [ -n "$p" ] || continue
-  v=$(try "$p"); code=$?
-  [ -n "$v" ] && say python_seen "$v"
-  if [ $code = 0 ]; then found=$(command -v "$p"); say python "$found"; break; fi
-done
+SCRIPT = (
+    WORDS
+    + r"""
+volume=$(whole "$1"); disk=$(whole "$2"); run=$volume/runs/$3; project=$4; tree=$5; stamp=$6; given=$(program "$7")
+say home "$HOME"; say uid "$(id -u)"; say system "$(uname -s)"
+say volume "$volume"; say disk "$disk"; say given "$given"
+for c in tmux bash tar rsync nvidia-smi; do command -v "$c" >/dev/null 2>&1 && say "has.$c" yes; done
+the_python "$given"
 for d in "$volume/runs" "$disk/trees/$project" "$disk/src" "$disk/tool"; do
   f=${d%/runs}/.podctl-$$  # not among the runs: whoever lists them would take it for one
   e=$(mkdir -p "$d" 2>&1) && e=$( { date >"$f"; } 2>&1 ) && e=$(rm -f "$f" 2>&1) && continue
-  say trouble "$d: $(printf %s "$e" | tr '\n' ' ')"; rm -f "$f" 2>/dev/null; break
+  say trouble "$d: $(line "$e")"; rm -f "$f" 2>/dev/null; break
 done
 say volume_free_kb "$(df -Pk "$volume" 2>/dev/null | awk 'NR == 2 { print $4 }')"
 say disk_free_kb "$(df -Pk "$disk" 2>/dev/null | awk 'NR == 2 { print $4 }')"
@@ -44,6 +36,7 @@ say newest_tree "$(cd "$disk/trees/$project" 2>/dev/null && ls -t 2>/dev/null | 
 [ -d "$run/writer" ] && say epoch "$(ls "$run/writer" | sort -n | tail -n 1)"
 say end yes
 """
+)
 
 
 @dataclass(frozen=True)
@@ -59,7 +52,9 @@ class Facts:
     disk: PurePosixPath
     has: frozenset[str] = frozenset()  # tmux, bash, tar, rsync, nvidia-smi
     python: str = ""  # 3.8 or newer, "" for none
-    python_seen: str = ""  # a version, where all are too old
+    python_seen: str = ""  # versions that are too old
+    given: str = ""  # the pod's own Python, whole
+    unusable: str = ""  # the same where it does not run
     trouble: str = ""  # a folder of ours that can't be written, and why
     volume_free_kb: int | None = None
     disk_free_kb: int | None = None
@@ -89,51 +84,34 @@ class Facts:
 def gather(host: Host, pod: Pod, *, run_id: str = "", project: str = "", tree: str = "", stamp: str = "") -> Facts:
     """Ask. Makes our folders there. Raises Unreachable, PodctlError."""
     words = [str(pod.volume_dir), str(pod.disk_dir), run_id, project, tree, stamp, pod.python]
-    result = host.run(["sh", "-c", SCRIPT, "sh", *words])
-    facts = parse(host.name, result.stdout)
-    if facts is None:
-        said = (result.stderr or result.stdout).strip().splitlines()[-1:] or [f"exit code {result.exit_code}"]
-        raise PodctlError(f"{host.name} does not answer as a machine with a POSIX shell: {said[0]}")
-    return facts
+    return facts_of(host.name, ask(host, SCRIPT, *words))
 
 
-def parse(host: str, text: str) -> Facts | None:
-    """The script's answer; None where it did not come to its end. A login script's own words are passed over."""
-    values: dict[str, list[str]] = {}
-    for line in text.splitlines():
-        name, equals, value = line.partition("=")
-        if equals:
-            values.setdefault(name, []).append(value)
-    if "end" not in values:
-        return None
-
-    def one(name: str) -> str:
-        return values.get(name, [""])[-1]
-
-    def number(name: str) -> int:
-        return int(one(name)) if one(name).isdigit() else 0
-
+def facts_of(host: str, a: Answers) -> Facts:
+    """The script's answers, by name."""
     return Facts(
         host=host,
-        home=one("home"),
-        uid=number("uid"),
-        system=one("system"),
-        now=float(number("now")),
-        volume=PurePosixPath(one("volume")),
-        disk=PurePosixPath(one("disk")),
-        has=frozenset(values.get("has", ())),
-        python=one("python"),
-        python_seen=", ".join(dict.fromkeys(values.get("python_seen", ()))),
-        trouble=one("trouble"),
-        volume_free_kb=number("volume_free_kb") if one("volume_free_kb") else None,
-        disk_free_kb=number("disk_free_kb") if one("disk_free_kb") else None,
-        has_tool=bool(one("has_tool")),
-        has_tree=bool(one("has_tree")),
-        newest_tree=one("newest_tree"),
-        shm=one("shm"),
-        has_run=bool(one("has_run")),
-        log_bytes=number("log_bytes"),
-        epoch=number("epoch"),
+        home=a["home"],
+        uid=a.number("uid") or 0,
+        system=a["system"],
+        now=float(a.number("now") or 0),
+        volume=PurePosixPath(a["volume"]),
+        disk=PurePosixPath(a["disk"]),
+        has=frozenset(a.below("has")),
+        python=a["python"],
+        python_seen=", ".join(dict.fromkeys(a.below("old").values())),
+        given=a["given"],
+        unusable=a["unusable"],
+        trouble=a["trouble"],
+        volume_free_kb=a.number("volume_free_kb"),
+        disk_free_kb=a.number("disk_free_kb"),
+        has_tool=bool(a["has_tool"]),
+        has_tree=bool(a["has_tree"]),
+        newest_tree=a["newest_tree"],
+        shm=a["shm"],
+        has_run=bool(a["has_run"]),
+        log_bytes=a.number("log_bytes") or 0,
+        epoch=a.number("epoch") or 0,
     )
 
 
@@ -149,6 +127,11 @@ def refuse_what_is_missing(facts: Facts) -> None:
         raise MissingThere(
             f"{facts.host} has {seen}, {NEEDS_PYTHON} or newer is needed",
             f"there: {install_there(facts, 'python3')}, or name one by pod.ssh.python",
+        )
+    if facts.unusable:
+        raise MissingThere(
+            f"{facts.unusable} does not run as a Python on {facts.host}",
+            "correct pod.ssh.python, or PODCTL_PYTHON where it is this machine",
         )
     if facts.trouble:
         where, _, why = facts.trouble.partition(": ")
@@ -169,7 +152,7 @@ def install_there(facts: Facts, program: str) -> str:
 
 def whole(pod: Pod, facts: Facts) -> Pod:
     """The pod with that machine's own paths: no `~` in them."""
-    return replace(pod, volume_dir=facts.volume, disk_dir=facts.disk)
+    return replace(pod, volume_dir=facts.volume, disk_dir=facts.disk, python=facts.given)
 
 
 def python_words(facts: Facts, script: PurePosixPath, *words: str) -> Sequence[str]:

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from podctl.asking import Answers
 from podctl.errors import MissingHere, PodctlError
-from podctl.probe import Answers
 from podctl.settings import FILE
 from podctl.sshkeys import Keys
 from podctl.ui import size
@@ -17,7 +17,6 @@ OK, WARN, BAD = "ok", "warn", "bad"
 MARKS = {OK: "✓", WARN: "!", BAD: "✗"}
 OLD_RSYNC = (3, 0)
 NEEDS_PYTHON = (3, 11)  # a training
-NEEDS_RUNNER = (3, 8)  # the runner
 NEEDS_CUDA = (13, 0)  # torch 2.13.0 as the public index serves it
 SKEW_S = 60
 LITTLE_KB, NOTHING_KB = 10_000_000, 500_000  # a checkpoint or two; not even a log
@@ -209,21 +208,23 @@ def judge_there(a: Answers, need: Need, machine: str) -> Iterator[Finding]:
         text = "espeak-ng" if a["has.espeak-ng"] else "espeak-ng is not installed: the demo's corpus is made by it"
         yield say(OK if a["has.espeak-ng"] else BAD, "espeak-ng", text, "sudo apt-get install espeak-ng, there")
     yield from _judge_gpus(a, need, say)
-    alive = [name.removeprefix("run.") for name in a.values if name.startswith("run.")]
+    alive = list(a.below("run"))
     if alive:
         text = f"runs there already: {', '.join(alive)}"
         yield say(WARN, "runs", text, f"podctl attach {alive[0]}, or podctl stop {alive[0]}")
 
 
 def _judge_pythons(a: Answers, need: Need, say: Say) -> Iterator[Finding]:
-    runner = a["python.python3"]
-    if not runner:
-        yield say(BAD, "python", "there is no python3", "sudo apt-get install python3, there")
-    elif _numbers(runner) < NEEDS_RUNNER:
-        text = f"python3 is {runner}: what runs there needs 3.8 or newer"
+    old = a.below("old")
+    if a["python"]:
+        yield say(OK, "python", f"Python {a['python.version']}, {a['python']}")
+    elif old:
+        text = (
+            f"{', '.join(f'{name} is {version}' for name, version in old.items())}: what runs there needs 3.8 or newer"
+        )
         yield say(BAD, "python", text, "install a newer python3 there")
     else:
-        yield say(OK, "python", f"python3 {runner}")
+        yield say(BAD, "python", "there is no python3", "sudo apt-get install python3, there")
     if need.python:
         version = a["given.version"]
         if not version:
@@ -239,7 +240,7 @@ def _judge_pythons(a: Answers, need: Need, say: Say) -> Iterator[Finding]:
         return
     if not need.trains:
         return
-    new = max((v for v in a.below("python") if v and _numbers(v) >= NEEDS_PYTHON), key=_numbers, default="")
+    new = max((v for v in a.below("candidate").values() if v and _numbers(v) >= NEEDS_PYTHON), key=_numbers, default="")
     if not new:
         text = "an environment needs Python 3.11 or newer, and there is none"
         yield say(BAD, "environment", text, "install python3.11 there, or name one that has it: pod.ssh.python")
@@ -286,7 +287,7 @@ def _judge_folder(a: Answers, name: str, key: str, least_kb: int, say: Say) -> I
 
 
 def _judge_gpus(a: Answers, need: Need, say: Say) -> Iterator[Finding]:
-    gpus = a.below("gpu")
+    gpus = list(a.below("gpu").values())
     if not a["has.nvidia-smi"] or not any(g.startswith("GPU") for g in gpus):
         said = f" ({gpus[0]})" if gpus else ""
         yield say(

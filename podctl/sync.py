@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 from podctl import courier, rsync
+from podctl.asking import PYTHONS
 from podctl.errors import MissingHere, PodctlError
 from podctl.pods import Result
 from podctl.swap import swap
@@ -34,7 +35,7 @@ if [ ! -e "$1" ]; then printf 'all\0'
 elif ! find /dev/null -printf '' 2>/dev/null; then printf 'no find\0'
 else cd -- "$1" && find . -mindepth 1 -printf '%y\0%s\0%T@\0%m\0%l\0%P\0' && printf 'all\0'
 fi
-""".replace("PYTHONS", " ".join(courier.PYTHONS))
+""".replace("PYTHONS", " ".join(PYTHONS))
 
 
 @dataclass(frozen=True)

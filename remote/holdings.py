@@ -52,7 +52,7 @@ class Hashes:
         return digest.hexdigest()
 
     def note(self, name: str, about: os.stat_result, sha256: str) -> None:
-        if time.time_ns() - about.st_mtime_ns < RACY_NS:
+        if int(time.time() * 1e9) - about.st_mtime_ns < RACY_NS:  # time_ns is Python 3.7's
             return
         self._known[name] = (about.st_size, about.st_mtime_ns, sha256)
         with contextlib.suppress(OSError):  # a volume that is read-only is hashed each time

@@ -2,8 +2,6 @@
 half begun."""
 
 import json
-import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +11,7 @@ import pytest
 from support import netpod
 from support.machines import Machine, laptop_env, netpod_machine, sshd_machine
 from support.podctl_cli import Cli
+from support.pythons import installed
 from support.sshd import Sshd, make_key
 
 pytestmark = [
@@ -79,8 +78,7 @@ def test_a_volume_that_is_read_only_names_the_key_to_correct(pod: Machine, cli: 
 
 
 def test_python_3_8_over_there_is_enough_to_run_and_be_asked(tmp_path: Path, cli: Cli) -> None:
-    versions = Path(os.environ.get("PYENV_ROOT", str(Path.home() / ".pyenv")), "versions")
-    old = next((str(p) for p in versions.glob("3.8*/bin/python3")), shutil.which("python3.8") or "")
+    old = installed("3.8")
     if not old:
         pytest.skip("there is no Python 3.8 here")
     with sshd_machine(tmp_path) as machine:

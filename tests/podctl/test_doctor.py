@@ -11,9 +11,9 @@ from support.machines import Machine, sshd_machine
 from support.podctl_cli import Cli
 
 from podctl import probe
+from podctl.asking import BEGIN, Answers, parse
 from podctl.findings import BAD, OK, WARN, Finding, Here, Need, judge_here, judge_there, verdict
 from podctl.localhost import LocalHost
-from podctl.probe import Answers, parse
 from podctl.sshkeys import Keys
 
 GOOD = {
@@ -29,7 +29,9 @@ GOOD = {
     "has.nvidia-smi": "/usr/bin/nvidia-smi",
     "tmux": "tmux 3.4",
     "rsync": "rsync  version 3.2.7  protocol version 31",
-    "python.python3": "3.12.3",
+    "python": "/usr/bin/python3",
+    "python.version": "3.12.3",
+    "candidate./usr/bin/python3": "3.12.3",
     "venv": "yes",
     "volume.path": "/data/podctl",
     "volume.is": "folder",
@@ -80,9 +82,9 @@ def test_a_machine_that_has_all_of_it_is_well():
     [
         ({"has__tmux": ""}, BAD, "tmux", "not installed", "apt-get install tmux"),
         ({"has__bash": ""}, BAD, "bash", "not installed", "apt-get install bash"),
-        ({"python__python3": "", "python__python3__11": "3.11.2"}, BAD, "python", "no python3", "install"),
-        ({"python__python3": "3.6.9", "python__python3__11": "3.11.2"}, BAD, "python", "3.8 or newer", "newer"),
-        ({"python__python3": "3.8.10"}, BAD, "environment", "3.11 or newer", "pod.ssh.python"),
+        ({"python": "", "candidate.python3.11": "3.11.2"}, BAD, "python", "no python3", "install"),
+        ({"python": "", "old.python3": "3.6.9"}, BAD, "python", "python3 is 3.6.9: what", "newer"),
+        ({"candidate./usr/bin/python3": "3.8.10"}, BAD, "environment", "3.11 or newer", "pod.ssh.python"),
         ({"venv": ""}, BAD, "environment", "no virtual environment", "python3-venv"),
         ({"rsync": "", "has__rsync": ""}, WARN, "rsync", "by tar", "install rsync"),
         ({"rsync": "", "has__rsync": "", "has__tar": ""}, BAD, "rsync", "neither", "install"),
@@ -120,7 +122,7 @@ def test_a_volume_that_can_be_made_is_well():
 
 def test_a_python_that_was_named_is_looked_at_in_place_of_the_others():
     need = replace(NEED, python="/opt/env/bin/python")
-    good = {"given__version": "3.11.9", "given__torch": "yes", "python__python3": "3.8.10", "venv": None}
+    good = {"given__version": "3.11.9", "given__torch": "yes", "python.version": "3.8.10", "venv": None}
     assert unwell(there(need, **good)) == []
     assert unwell(there(need, **{**good, "cuda": "12.4"})) == [], "its torch is not ours to judge"
     assert "does not run" in unwell(there(need, **{**good, "given__version": ""}))[0].text
@@ -129,7 +131,8 @@ def test_a_python_that_was_named_is_looked_at_in_place_of_the_others():
 
 
 def test_a_command_of_ones_own_needs_no_environment():
-    assert unwell(there(replace(NEED, trains=False), python__python3="3.8.10", venv=None, cuda="12.4")) == []
+    old = {"python.version": "3.8.10", "candidate./usr/bin/python3": "3.8.10"}
+    assert unwell(there(replace(NEED, trains=False), **old, venv=None, cuda="12.4")) == []
 
 
 def test_espeak_is_needed_by_the_demo_alone():
@@ -205,13 +208,14 @@ def test_the_code_is_the_one_that_all_troubles_share():
 def test_the_script_asks_all_that_is_judged(tmp_path: Path):
     (tmp_path / "file").touch()
     (tmp_path / "fo lder'").mkdir()
-    answers = probe.ask(LocalHost(), volume=str(tmp_path / "fo lder'"), disk=str(tmp_path / "file" / "x"))
+    answers = probe.look(LocalHost(), volume=str(tmp_path / "fo lder'"), disk=str(tmp_path / "file" / "x"))
     assert answers["volume.is"] == "folder"
     assert answers["volume.writable"] == "yes"
     assert int(answers["volume.free_kb"]) > 0
     assert answers["disk.is"] == "absent"
     assert "not yours" in answers["disk.writable"]
-    assert answers["python.python3"].startswith("3.")
+    assert answers["python.version"].startswith("3.")
+    assert Path(answers["python"]).is_absolute()
     assert answers.skew_s == 0
     assert answers.took_s < 30
     assert list((tmp_path / "fo lder'").iterdir()) == [], "it leaves nothing behind"
@@ -224,7 +228,8 @@ def test_the_script_needs_next_to_nothing(tmp_path: Path):
     programs.mkdir()
     for name in ("sh", "tr", "uname", "date", "id"):
         (programs / name).symlink_to(f"/usr/bin/{name}")
-    argv = ["sh", "-c", probe.SCRIPT, "sh", str(tmp_path), "~/x", "/nowhere/python"]
+    script = probe.SCRIPT.replace(" /usr", " /no")
+    argv = ["sh", "-c", script, "sh", str(tmp_path), "~/x", "/nowhere/python"]
     done = subprocess.run(argv, env={"PATH": str(programs), "HOME": str(tmp_path)}, capture_output=True, text=True)
     answers = parse(done.stdout, 0.1, time.time())
     assert answers["end"] == "yes"
@@ -259,11 +264,11 @@ def test_a_gpu_and_its_driver_are_read_from_nvidia_smi(tmp_path: Path):
     ],
 )
 def test_a_clock_is_off_only_by_what_the_asking_does_not_explain(now, wall, took_s, skew_s):
-    assert parse(f"\n{probe.BEGIN}\nnow={now}\nend=yes\n", took_s, wall).skew_s == skew_s
+    assert parse(f"\n{BEGIN}\nnow={now}\nend=yes\n", took_s, wall).skew_s == skew_s
 
 
 def test_what_a_shell_prints_before_the_answers_is_told_apart():
-    answers = parse(f"Welcome to gpubox\nnow=1\n\n{probe.BEGIN}\nnow=2\nnot an answer\nend=yes\n")
+    answers = parse(f"Welcome to gpubox\nnow=1\n\n{BEGIN}\nnow=2\nnot an answer\nend=yes\n")
     assert answers.chatter == "Welcome to gpubox\nnow=1"
     assert answers["now"] == "2"
 

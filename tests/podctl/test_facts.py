@@ -9,10 +9,11 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-from podctl.errors import MissingThere
-from podctl.facts import Facts, gather, parse, refuse_what_is_missing
+from podctl.asking import BEGIN, parse
+from podctl.errors import MissingThere, PodctlError
+from podctl.facts import SCRIPT, Facts, facts_of, gather, refuse_what_is_missing, whole
 from podctl.localhost import LocalHost
-from podctl.pods import Pod
+from podctl.pods import Pod, Result
 
 READY = Facts(
     "gpubox", "/home/me", 1000, "Linux", 0.0, PurePosixPath("/data"), PurePosixPath("/home/me/.cache/podctl"),
@@ -51,14 +52,45 @@ def test_home_is_that_machines_own(tmp_path: Path):
         def run(self, argv, **more):
             return super().run(["env", f"HOME={tmp_path}", *argv], **more)
 
-    facts = gather(Elsewhere(), pod("~/my volume", "~"))
+    python = tmp_path / "venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.symlink_to(sys.executable)
+    there = pod("~/my volume", "~", "~/venv/bin/python")
+    facts = gather(Elsewhere(), there)
     assert facts.volume == PurePosixPath(tmp_path, "my volume")
     assert facts.disk == PurePosixPath(tmp_path)
+    assert facts.python == str(python)
+    assert whole(there, facts).python == str(python), "the runner, which is told of it, knows no ~"
 
 
 def test_the_given_python_comes_first_and_one_that_is_none_is_passed_over(tmp_path: Path):
     assert gather(LocalHost(), pod(tmp_path, tmp_path, sys.executable)).python == sys.executable
-    assert gather(LocalHost(), pod(tmp_path, tmp_path, "/bin/false")).python
+    other = gather(LocalHost(), pod(tmp_path, tmp_path, "/bin/false"))
+    assert other.python, "what only looks needs none but any"
+    with pytest.raises(MissingThere, match="/bin/false does not run as a Python on") as caught:
+        refuse_what_is_missing(other)
+    assert "pod.ssh.python" in caught.value.hint
+
+
+def test_a_python_beside_one_is_whole_wherever_the_run_will_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "python").symlink_to(sys.executable)
+    monkeypatch.chdir(tmp_path)
+    there = pod(tmp_path, tmp_path, "./python")
+    assert whole(there, gather(LocalHost(), there)).python == f"{tmp_path}/./python"
+    by_name = pod(tmp_path, tmp_path, "python3")
+    assert whole(by_name, gather(LocalHost(), by_name)).python == "python3"
+
+
+def test_a_newer_python_beside_an_old_one_is_found(tmp_path: Path):
+    (tmp_path / "python3").write_text("#!/bin/sh\necho 3.6.8\n")
+    (tmp_path / "python3").chmod(0o755)
+    (tmp_path / "python3.12").symlink_to(sys.executable)
+    script = SCRIPT.replace(" /usr", " /no")
+    env = {**os.environ, "PATH": f"{tmp_path}:/usr/bin:/bin"}
+    argv = ["sh", "-c", script, "sh", str(tmp_path), str(tmp_path), "", "", "", "", ""]
+    facts = facts_of("x", parse(subprocess.run(argv, env=env, capture_output=True, text=True, check=True).stdout))
+    assert (facts.python, facts.python_seen) == (f"{tmp_path}/python3.12", "3.6.8")
+    refuse_what_is_missing(facts)
 
 
 def test_an_old_python_is_told_by_its_version(tmp_path: Path):
@@ -84,17 +116,12 @@ def test_an_old_python_is_told_by_its_version(tmp_path: Path):
         "tail",
     ):
         (bin_dir / name).symlink_to(shutil.which(name) or "/bin/sh")
-    script = (
-        __import__("podctl.facts", fromlist=["SCRIPT"])
-        .SCRIPT.replace("/usr/bin/python3", "")
-        .replace("/usr/local/bin/python3", "")
-    )
+    script = SCRIPT.replace("/usr/bin/python3", "").replace("/usr/local/bin/python3", "")
     out = subprocess.run(
         ["/bin/sh", "-c", script, "sh", str(tmp_path), str(tmp_path), "", "", "", "", ""],
         env={"PATH": str(bin_dir), "HOME": "/"}, stdout=subprocess.PIPE, text=True, check=False,
     ).stdout  # fmt: skip
-    facts = parse("gpubox", out)
-    assert facts is not None
+    facts = facts_of("gpubox", parse(out))
     assert not facts.python
     with pytest.raises(MissingThere, match="no tmux"):
         refuse_what_is_missing(facts)
@@ -119,11 +146,19 @@ def test_a_volume_that_is_read_only_is_named_with_the_reason(tmp_path: Path):
 
 
 def test_an_answer_without_its_end_is_none_and_a_login_scripts_words_do_no_harm():
-    assert parse("x", "Welcome!\nhome=/root\n") is None
-    facts = parse("x", "Welcome!\nPATH=/x\nhome=/root\nuid=0\nvolume=/v\ndisk=/d\nend=yes\n")
-    assert facts is not None
+    assert not parse(f"Welcome!\n\n{BEGIN}\nhome=/root\n").is_whole
+    facts = facts_of("x", parse(f"Welcome!\nhome=/x\n\n{BEGIN}\nhome=/root\nuid=0\nvolume=/v\ndisk=/d\nend=yes\n"))
     assert facts.home == "/root"
     assert facts.volume_free_kb is None
+
+
+def test_a_shell_that_answers_nothing_is_said_with_its_own_last_word():
+    class Menu(LocalHost):
+        def run(self, argv, **more):
+            return Result(1, "Choose:\n 1) mail\n", "")
+
+    with pytest.raises(PodctlError, match=r"does not answer as a machine with a POSIX shell:  1\) mail"):
+        gather(Menu(), pod("/v", "/d"))
 
 
 def test_what_is_missing_says_what_to_type_there():

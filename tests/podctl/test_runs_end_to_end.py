@@ -7,6 +7,7 @@ import pty
 import shutil
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,19 @@ def test_ctrl_c_leaves_and_attach_sees_the_whole_log(cli: Cli):
     assert attached.code == 0, attached
     assert attached.out == (cli.run_dir() / "log").read_bytes()
     assert b"over" in attached.out
+
+
+def test_a_python_that_is_named_from_the_project_is_the_jobs_too(cli: Cli):
+    (cli.project / "env").mkdir()
+    (cli.project / "env" / "python").symlink_to(sys.executable)
+    experiment = cli.experiment('echo "it is $PODCTL_PYTHON"')
+    done = cli("train", "-c", experiment, "--local", env={"PODCTL_PYTHON": "env/python"})
+    assert done.code == 0, done
+    assert f"it is {cli.project}/env/python" in done.stdout
+    broken = cli("train", "-c", experiment, "--local", env={"PODCTL_PYTHON": "/bin/false"})
+    assert broken.code == 9
+    assert "/bin/false does not run as a Python" in broken.err
+    assert "PODCTL_PYTHON" in broken.err
 
 
 def tmux_that_hangs(cli: Cli, begins: str) -> Path:

@@ -3,13 +3,12 @@
 import ast
 import json
 import os
-import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from support.pod import ROOT, Pod
+from support.pythons import installed
 
 from remote.rundir import SUCCEEDED
 
@@ -32,19 +31,9 @@ def test_it_imports_the_standard_library_and_itself_only(path):
     assert named <= sys.stdlib_module_names | {"remote"}
 
 
-def python_3_8():
-    """An old Python where one is installed."""
-    found = shutil.which("python3.8") or ""
-    versions = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
-    for python in (found, *map(str, versions.glob("3.8*/bin/python"))):
-        if python and subprocess.run([python, "-c", ""], stderr=subprocess.DEVNULL).returncode == 0:
-            return python
-    return None
-
-
 def test_a_run_goes_its_whole_way_under_python_3_8(tmp_path):
-    python = python_3_8()
-    if python is None:
+    python = installed("3.8")
+    if not python:
         pytest.skip("no Python 3.8 here")
     with Pod(tmp_path, python=python) as pod:
         show = ["python", "-c", "import sys; print('version', sys.version_info[:2])"]
