@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from dotenv import dotenv_values
 from support.person import converse
-from support.podctl_cli import COMMAND, REPO, Cli, wait_for
+from support.podctl_cli import COMMAND, REPO, Cli
+from support.sshd import ssh_agent
 
 from podctl import envfile
 from podctl.init import ignoring, parse_ssh
@@ -182,21 +183,13 @@ def test_a_key_with_a_passphrase_and_no_agent_is_warned_of(cli: Cli, person: Pat
 
 def test_a_key_with_a_passphrase_that_the_agent_holds_is_fine(cli: Cli, person: Path, tmp_path: Path):
     key = has_key(person)
-    folder = tempfile.mkdtemp(dir="/tmp")  # short: a socket's path ends near 104 bytes
-    socket = Path(folder, "agent")
-    agent = subprocess.Popen(["ssh-agent", "-D", "-a", str(socket)], stdout=subprocess.DEVNULL)
-    try:
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder, ssh_agent(socket := Path(folder, "agent")):
         cli.env["SSH_AUTH_SOCK"] = str(socket)
-        wait_for(socket.exists)
         subprocess.run(["ssh-add", "-q", str(key)], env=cli.env, check=True)
         subprocess.run(["ssh-keygen", "-q", "-p", "-P", "", "-N", "open sesame", "-f", str(key)], check=True)
         done = cli("init", "--yes")
         assert done.code == 0, done
         assert "has a passphrase" not in done.err
-    finally:
-        agent.terminate()
-        agent.wait()
-        shutil.rmtree(folder)
 
 
 def test_what_a_key_file_says_of_itself(tmp_path: Path):

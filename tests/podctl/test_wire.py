@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 from support.pod import is_alive, wait_until
-from support.sshd import Sshd, free_port, laptop, make_key, masters, nap, public
+from support.sshd import Sshd, free_port, laptop, make_key, masters, nap, public, ssh_agent
 
 from podctl.errors import BadInput, MissingHere, PodctlError, Unreachable
 from podctl.host import write
@@ -235,18 +235,14 @@ def test_a_key_with_a_passphrase_needs_an_agent(tmp_path: Path, sshd: Sshd, make
     assert e.message.endswith(f"the key {locked} has a passphrase and no agent holds it")
     assert e.hint == f"ssh-add {shlex.quote(str(locked))}"
     agent_socket = Path(os.environ["TMPDIR"], "agent")
-    with subprocess.Popen(["ssh-agent", "-D", "-a", str(agent_socket)], stdout=subprocess.DEVNULL) as agent:
-        try:
-            wait_until(agent_socket.exists, "an agent")
-            monkeypatch.setenv("SSH_AUTH_SOCK", str(agent_socket))
-            say = tmp_path / "say"
-            say.write_text("#!/bin/sh\necho canary\n")
-            say.chmod(0o700)
-            asking = {**os.environ, "SSH_ASKPASS": str(say), "SSH_ASKPASS_REQUIRE": "force"}
-            subprocess.run(["ssh-add", "-q", str(locked)], env=asking, check=True, stdin=subprocess.DEVNULL)
-            assert make(address).run(["true"]).ok
-        finally:
-            agent.terminate()
+    with ssh_agent(agent_socket):
+        monkeypatch.setenv("SSH_AUTH_SOCK", str(agent_socket))
+        say = tmp_path / "say"
+        say.write_text("#!/bin/sh\necho canary\n")
+        say.chmod(0o700)
+        asking = {**os.environ, "SSH_ASKPASS": str(say), "SSH_ASKPASS_REQUIRE": "force"}
+        subprocess.run(["ssh-add", "-q", str(locked)], env=asking, check=True, stdin=subprocess.DEVNULL)
+        assert make(address).run(["true"]).ok
 
 
 def test_a_key_that_is_missing_or_none_is_said_to_be(tmp_path: Path, sshd: Sshd, make: Make):

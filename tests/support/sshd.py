@@ -190,6 +190,22 @@ def masters(sockets: str | None = None) -> list[int]:
     return found
 
 
+@contextlib.contextmanager
+def ssh_agent(at: Path) -> Iterator[None]:
+    """An agent that answers at a socket (104 bytes at most) and holds no key yet."""
+
+    def answers() -> bool:  # its socket is there before anybody listens at it
+        env = {**os.environ, "SSH_AUTH_SOCK": str(at)}
+        return subprocess.run(["ssh-add", "-l"], env=env, capture_output=True, check=False).returncode < 2
+
+    with subprocess.Popen(["ssh-agent", "-D", "-a", str(at)], stdout=subprocess.DEVNULL) as agent:
+        try:
+            wait_until(answers, "an agent")
+            yield
+        finally:
+            agent.terminate()
+
+
 def make_key(path: Path, *, type: str = "ed25519", passphrase: str = "") -> Path:
     """A private key, its .pub beside it."""
     path.parent.mkdir(parents=True, exist_ok=True)
