@@ -2,6 +2,7 @@
 
 PodctlError                  1   the run failed, or nothing better is known
 ├── BadInput                 2   an experiment file, a flag, a setting
+│   └── OfferRefused          2   the provider says no to one offer, and not that it is sold out: the next one may do
 ├── NoRights                 3   a key, rights or balance
 ├── NoCapacity               4   nobody rents out such a machine now
 ├── ProviderUnclear          5   the provider gave no clear answer; a machine may have been made
@@ -38,6 +39,14 @@ class BadInput(PodctlError):
     def __init__(self, message: str, hint: str = "", mistakes: tuple[str, ...] = ()) -> None:
         super().__init__(message, hint)
         self.mistakes = mistakes
+
+
+class OfferRefused(BadInput):
+    """Try the next offer. Where every offer is refused, the request itself is at fault: `detail` says it best."""
+
+    def __init__(self, message: str, hint: str = "", detail: str = "") -> None:
+        super().__init__(message, hint)
+        self.detail = detail
 
 
 class NoRights(PodctlError):
