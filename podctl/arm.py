@@ -75,11 +75,11 @@ class Verdict:
 def arm(host: Host, facts: Facts, tool_dir: PurePosixPath, guard_dir: PurePosixPath, claim: Claim) -> Verdict:
     """Leave the claim, start the watchdog, hear its verdict. Raises PodctlError where there is none, Unreachable."""
     script = tool_dir / "remote" / "guard.py"
-    order = {"claim": asdict(claim), "python": facts.python, "guard": str(script)}
+    order = {"claim": asdict(claim), "python": facts.python, "guard": str(script), "wait_s": VERDICT_S}
     argv = python_words(facts, script, "arm", str(guard_dir))
     result = host.run(argv, stdin=json.dumps(order), timeout_s=VERDICT_S + 30)
     answer = answer_of(result.stdout)
-    if answer is None or not answer.get("ok"):
+    if answer is None or not answer.get("living"):
         said = (answer or {}).get("error") or (result.stderr.strip().splitlines() or [f"exit code {result.exit_code}"])[
             -1
         ]
@@ -89,12 +89,20 @@ def arm(host: Host, facts: Facts, tool_dir: PurePosixPath, guard_dir: PurePosixP
 
 def parse_verdict(answer: Mapping[str, Any]) -> Verdict:
     """What `guard.py` said. Levels that this version does not know count as none."""
-    told = answer.get("verdict") or {}
     routes = []
-    for r in told.get("routes") or []:
+    for r in answer.get("routes") or []:
         level = str(r.get("level", ""))
         routes.append(Route(str(r.get("name", "?")), level if level in LEVELS else "none", str(r.get("detail", ""))))
-    return Verdict(tuple(routes), str(told.get("boot", "")), float(answer.get("elapsed_s") or 0.0))
+    return Verdict(tuple(routes), str(answer.get("boot", "")), float(answer.get("elapsed_s") or 0.0))
+
+
+def hold(host: Host, facts: Facts, tool_dir: PurePosixPath, guard_dir: PurePosixPath, run_id: str, s: float) -> None:
+    """Keep a pod without a run for so many seconds. Raises PodctlError, Unreachable."""
+    argv = python_words(facts, tool_dir / "remote" / "guard.py", "hold", str(guard_dir), run_id, f"{s:g}")
+    result = host.run(argv, timeout_s=20)
+    if not result.ok:
+        said = (answer_of(result.stdout) or {}).get("error") or result.stderr.strip()
+        raise PodctlError(f"the watchdog on {host.name} does not keep it: {said}")
 
 
 def tell_fetched(run: Run, host: Host) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from podctl import ledger as events
 from podctl import runs, source
-from podctl.arm import Claim, arm
+from podctl.arm import Claim, arm, hold
 from podctl.errors import LimitReached, NoRights, PodctlError, Unreachable
 from podctl.facts import Facts, gather, refuse_what_is_missing, whole
 from podctl.host import Host, host_of
@@ -118,7 +118,7 @@ def guard_place(
     endings = p.endings
     claim = Claim(
         run_id=p.plan.run_id,
-        run_dir="" if idle else str(Volume(facts.volume).run(p.plan.run_id)),
+        run_dir=str(Volume(facts.volume).run(p.plan.run_id)),
         disk=str(facts.disk),
         tool_dir=str(tool_dir),
         deadline_s=deadline_s,
@@ -130,6 +130,8 @@ def guard_place(
     assert announced.guard_dir is not None
     try:
         verdict = arm(place.host, facts, tool_dir, announced.guard_dir, claim)
+        if idle:
+            hold(place.host, facts, tool_dir, announced.guard_dir, p.plan.run_id, deadline_s)
     except PodctlError as e:
         if not p.unguarded or isinstance(e, Unreachable):
             raise
