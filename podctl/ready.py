@@ -89,8 +89,10 @@ def _look(provider: Provider, pod: Pod, waited_s: float) -> tuple[Pod, Announced
     announced = announced_by(provider, pod)
     if announced is None:
         return None
-    if announced.trouble:
-        raise Unfit(f"{pod.name}: {announced.trouble}")
+    if announced.trouble:  # its boot guard goes on trying
+        if waited_s > NEW_S:
+            raise Unfit(f"{pod.name}: {announced.trouble}")
+        return None
     return with_key(pod, announced), announced
 
 

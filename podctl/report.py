@@ -9,7 +9,7 @@ from podctl.live import best_of
 from podctl.runs import View, results_dir, run_dir
 from podctl.ui import Ui, money
 from remote.clock import duration, utc
-from remote.rundir import FAILED
+from remote.rundir import FAILED, SUCCEEDED
 
 TAIL_LINES, TAIL_BYTES = 5, 8192
 DROP = ("PROJECT", "BEST", "AGE", "$", "STEP")  # where a terminal is narrow, in this order
@@ -95,7 +95,8 @@ def show_gone(ui: Ui, view: View, e: PodctlError, podctl: str) -> None:
         ("mirror", str(results_dir(view.run)) if results_dir(view.run).is_dir() else ""),
     ]
     ui.facts(facts)
-    ui.hint(f"{podctl} train with the same file goes on with it")
+    if view.state != SUCCEEDED:
+        ui.hint(f"{podctl} train with the same file goes on with it")
 
 
 def step_of(view: View) -> str:
