@@ -32,11 +32,12 @@ from remote.files import read_json, write_atomic, write_json
 from remote.guardfiles import GuardDir
 from remote.limited import run, without_secrets
 from remote.looking import attempt_of
-from remote.rundir import DISK_ENV
+from remote.rundir import DISK_ENV, FINAL, LOST
 
 WAIT_S = 60.0  # for the verdict, unless the order says otherwise
 LOOK_LIMIT_S = 10.0
 POLL_S = 0.02
+ENDED = FINAL | {LOST}
 EXIT_OK, EXIT_REFUSED, EXIT_USAGE = 0, 1, 2
 
 
@@ -76,7 +77,8 @@ def arm(files: GuardDir, order: Any) -> Dict[str, Any]:
     write_json(files.claims / (claim.run_id + ".json"), value)
     write_atomic(files.armed, "{}\n{}\n".format(python, program).encode("utf-8", "surrogateescape"), mode=0o600)
     wait_s = order.get("wait_s", WAIT_S)
-    return _verdict(files, boot.boot, beat, float(wait_s) if isinstance(wait_s, (int, float)) else WAIT_S)
+    verdict = _verdict(files, boot.boot, beat, float(wait_s) if isinstance(wait_s, (int, float)) else WAIT_S)
+    return dict(verdict, elapsed_s=elapsed_s(boot))
 
 
 def _own_copy(files: GuardDir) -> Path:
@@ -119,11 +121,23 @@ def _attempts_so_far(run_dir: str, disk: str) -> int:
 
 
 def fetched(files: GuardDir, run_id: str) -> Dict[str, Any]:
-    """The run's results are home: nobody needs its fetch grace any more."""
+    """The run's results are home: nobody needs its fetch grace any more. `others`: runs that still need the pod."""
     _claim_of(files, run_id)
     files.fetched.mkdir(mode=0o700, exist_ok=True)
     (files.fetched / run_id).touch()
-    return {"fetched": run_id}
+    return {"fetched": run_id, "others": [r for r in _needing(files) if r != run_id]}
+
+
+def _needing(files: GuardDir) -> List[str]:
+    """The runs that have not ended, as far as the watchdog has seen."""
+    watched = read_json(files.watch)
+    runs = watched.get("runs", {}) if isinstance(watched, dict) else {}
+    ended = set()
+    for run_id, record in runs.items():
+        with contextlib.suppress(LookupError, TypeError):  # of another version
+            if record[1][0] in ENDED:
+                ended.add(run_id)
+    return sorted(p.stem for p in files.claims.glob("*.json") if p.stem not in ended)
 
 
 def hold(files: GuardDir, run_id: str, seconds: float) -> Dict[str, Any]:

@@ -347,7 +347,7 @@ def test_a_clock_that_is_a_day_off_over_there_changes_no_duration_and_no_bill(fa
     offset = tmp_path / "clock"
     offset.write_text(str(ahead_s))
     t = clock.now()
-    run = replace(far.run, started_at=t - 3600, usd_per_hour=2.0)
+    run = replace(far.run, started_at=t - 3600, usd_per_hour=2.0, detail={**far.run.detail, "rents": True})
     far.status(started_at=t + ahead_s - 600, heartbeat_at=t + ahead_s - 2)
     host = CutHost()
     host.run = lambda argv, **more: LocalHost().run(["env", f"PODCTL_CLOCK_FILE={offset}", *argv], **more)

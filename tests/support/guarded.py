@@ -28,7 +28,7 @@ HOST_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJustForTests0000000000000000000
 
 @dataclass
 class Provider:
-    """RunPod's v2 and GraphQL for one running pod. `rights`: what its key may over each; other knobs make it unkind."""
+    """RunPod's v2 and GraphQL for one running pod. `rights`: what its key may do over each; knobs make it unkind."""
 
     rights: dict[str, str] = field(default_factory=lambda: {"v2": "all", "graphql": "all"})  # all, read, none, gone
     ignores: bool = False  # says yes to an ending, and does nothing
