@@ -61,7 +61,7 @@ main() {
     mkdir -p "$d" 2>/dev/null && chmod 700 "$d" 2>/dev/null && [ -w "$d" ] && dir=$d && break
   done
   if [ -n "$dir" ]; then # what an earlier start left is of no worth: its orders were for its own time
-    for d in armed claims fetched holds alive verdict.json ending.json watch.json evidence log; do rm -rf "${dir:?}/$d"; done
+    for d in armed claims fetched holds alive verdict.json ending.json watch.json evidence tool log; do rm -rf "${dir:?}/$d"; done
     mkdir -p "$dir/claims" "$dir/fetched"
     elapsed
     printf '{"schema": 1, "boot": "%s", "started_at": %s, "uptime_s": %s, "grace_s": %s, "end": "%s"}\n' \
@@ -108,7 +108,7 @@ guard() {
   trap : INT TERM # whoever stops the pod stops it; a stray signal does not
   umask 077
   { echo -500 >/proc/self/oom_score_adj; } 2>/dev/null
-  kernel='' was='' seen_at='' seen_last='' watchdog='' back_off=0 retry=0 line='' known='' looks=0 beat=''
+  kernel='' was='' seen_at='' seen_last='' watchdog='' back_off=0 retry=0 line='' known='' kept='' looks=0 beat=''
   { read -r kernel </proc/sys/kernel/random/boot_id; } 2>/dev/null
   if [ -n "${PODCTL_GUARD_DIR:-}" ]; then seen=$dir.seen; else seen=/tmp/podctl-guard.seen; fi
   elapsed
@@ -137,7 +137,10 @@ lap() {
   still_ours || exit 0
   say_who
   watch
-  { echo "$kernel $now $last" >"$seen"; } 2>/dev/null
+  if [ "$now" != "$kept" ]; then # replaced whole: killed in the middle of a write, the container would lose its count
+    { echo "$kernel $now $last" >"$seen.new" && mv -f "$seen.new" "$seen"; } 2>/dev/null
+    kept=$now
+  fi
   if [ $((now - last)) -ge "$grace" ] && [ $looks -ge $LOOKS ]; then
     end_pod "$end" "no watchdog has lived on this pod for $grace s"
   fi
@@ -311,11 +314,15 @@ by_runpodctl() { # "VERB NOUN": $answer as of post
   answer='no runpodctl'
   has runpodctl && [ -n "$pod" ] || return 0
   # shellcheck disable=SC2086
-  runpodctl $1 "$pod" </dev/null >"$dir/.runpodctl" 2>&1 &
-  asked=$!
-  (sleep 30 && kill -9 $asked) >/dev/null 2>&1 &
-  if wait $asked; then answer="200 $(tail -n 1 "$dir/.runpodctl")"; else answer="exit $(tail -n 1 "$dir/.runpodctl")"; fi
-  kill $! 2>/dev/null
+  answer=$( # in memory: whatever it says, no file holds it
+    runpodctl $1 "$pod" </dev/null 2>&1 &
+    asked=$!
+    (sleep 30 && kill -9 $asked) >/dev/null 2>&1 &
+    if wait $asked; then printf '\n200'; else printf '\nexit'; fi
+    kill $!
+  ) 2>/dev/null
+  said=${answer%"$nl"*}
+  answer="${answer##*"$nl"} ${said##*"$nl"}"
   case $answer in 2*) ;; *) return 1 ;; esac
 }
 

@@ -77,6 +77,7 @@ class Act:
     end: str = ""  # stop or terminate; "": the pod lives on
     why: str = ""
     until_s: float = math.inf  # when the pod ends at the latest, if nothing else happens
+    is_deadline: bool = False  # no look could change it
 
 
 def decide(
@@ -97,7 +98,8 @@ def decide(
     until_s, why, _ = max(needs)
     if elapsed_s >= until_s:
         # where one run wants its machine kept and another has it destroyed, what is kept can still be destroyed
-        return Act(end=STOP if any(n[2] == STOP for n in needs) else TERMINATE, why=why, until_s=until_s)
+        how = STOP if any(n[2] == STOP for n in needs) else TERMINATE
+        return Act(end=how, why=why, until_s=until_s, is_deadline=elapsed_s >= max(c.deadline_s for c in claims))
     save = tuple(c.run_id for c in claims if elapsed_s >= save_s(c) and looks[c.run_id].state in (LIVES, UNKNOWN))
     return Act(save=save, until_s=until_s)
 
@@ -124,7 +126,9 @@ def _need(boot: Boot, claim: Claim, look: Look, is_fetched: bool, held_until_s: 
     hold_s = ending.hold_s if look.state in (SUCCEEDED, FAILED, LOST) else 0.0  # who stopped it does not hold it
     grace_s = 0.0 if is_fetched else claim.fetch_grace_s
     why = "{} {}".format(run, "is lost: its runner died" if look.state == LOST else look.state)
-    if look.reason:
+    if look.state == LOST and look.reason:
+        why = "{} {}".format(run, look.reason)
+    elif look.reason:
         why += " ({})".format(look.reason)
     if is_fetched:
         why += ", its results are fetched"

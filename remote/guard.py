@@ -1,6 +1,6 @@
 """What podctl says to a rented pod's watchdog, and the watchdog itself; on the pod, launched by path.
 
-    python guard.py arm DIR                      order on stdin: {"claim": {…}, "python": …, "guard": …, "wait_s": 60}
+    python guard.py arm DIR                      an order on stdin: {"claim": {…}, "python": …, "wait_s": 60}
     python guard.py fetched DIR RUN_ID           the results are home
     python guard.py hold DIR RUN_ID SECONDS      keep the pod so long from now, though not beyond the deadline
     python guard.py status DIR
@@ -18,6 +18,7 @@ if __name__ == "__main__":  # take our own package, not a folder of the same nam
 
 import binascii
 import contextlib
+import hashlib
 import json
 import math
 import time
@@ -25,13 +26,13 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional
 
 import remote
+from remote.boottime import elapsed_s
 from remote.claims import RUN_ID, SCHEMA, BadClaim, parse_boot, parse_claim
 from remote.files import read_json, write_atomic, write_json
 from remote.guardfiles import GuardDir
 from remote.limited import run, without_secrets
 from remote.looking import attempt_of
 from remote.rundir import DISK_ENV, FINAL, LOST
-from remote.watchdog import elapsed_s, watch
 
 WAIT_S = 60.0  # for the verdict, unless the order says otherwise
 LOOK_LIMIT_S = 10.0
@@ -47,8 +48,9 @@ class Refused(Exception):
 def arm(files: GuardDir, order: Any) -> Dict[str, Any]:
     """Leave a run's claim, have the watchdog started, and wait for what it may do.
 
-    Gives the verdict of this boot with `living`: has the watchdog's heart beaten since? Without a verdict in time
-    `routes` is empty and `best` is "none". Raises Refused where this pod ends, or no boot guard has started.
+    `python`: which the watchdog is to run on, else this one. `guard`: the path of its guard.py, else a copy of this
+    tool in DIR. Gives the verdict of this boot with `living`: has the watchdog's heart beaten since? Without a verdict
+    in time `routes` is empty and `best` is "none". Raises Refused where this pod ends, or no boot guard has started.
     """
     boot = parse_boot(read_json(files.boot))
     if boot is None:
@@ -61,7 +63,7 @@ def arm(files: GuardDir, order: Any) -> Dict[str, Any]:
     except BadClaim as e:
         raise Refused("the claim is not complete: {}".format(e)) from e
     python = str(order.get("python") or sys.executable)
-    program = str(order.get("guard") or os.path.abspath(__file__))
+    program = str(order.get("guard") or _own_copy(files))
     if "\n" in python + program or not os.path.isfile(program):
         raise Refused("there is no {} on this pod".format(program))
     value = dict(order["claim"], schema=SCHEMA, serial=binascii.hexlify(os.urandom(8)).decode("ascii"))
@@ -77,6 +79,18 @@ def arm(files: GuardDir, order: Any) -> Dict[str, Any]:
     wait_s = order.get("wait_s", WAIT_S)
     verdict = _verdict(files, boot.boot, beat, float(wait_s) if isinstance(wait_s, (int, float)) else WAIT_S)
     return dict(verdict, elapsed_s=elapsed_s(boot))
+
+
+def _own_copy(files: GuardDir) -> Path:
+    """This tool beside what it guards: where a run's own copy lies is not the watchdog's to rely on."""
+    here = Path(os.path.abspath(__file__)).parent
+    sources = {p.name: p.read_bytes() for p in sorted(here.glob("*.py"))}
+    digest = hashlib.sha256(repr(sorted(sources.items())).encode("utf-8")).hexdigest()[:12]
+    there = files.root / "tool" / digest / "remote"  # another version has another path, and is another `armed`
+    there.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for name, source in sources.items():
+        write_atomic(there / name, source, durable=False)
+    return there / "guard.py"
 
 
 def _verdict(files: GuardDir, boot: str, beat: str, wait_s: float) -> Dict[str, Any]:
@@ -187,6 +201,8 @@ def main(argv: List[str]) -> int:
         return EXIT_USAGE
     files = GuardDir(words[1])
     if words[0] == "watch":
+        from remote.watchdog import watch  # the others need no HTTP, and answer sooner without
+
         return watch(files)
     try:
         if words[0] == "arm":

@@ -27,7 +27,7 @@ def seen_in(output: bytes, after_attempt: int) -> Optional[Seen]:
     if status.get("state") in FINAL:
         return Seen(status["state"], attempt, reason)
     if status.get("boot_id") != answer.get("boot_id"):
-        return Seen(LOST, attempt, "it goes on on another machine")
+        return Seen(LOST, attempt, "has gone on to another machine")
     return Seen(LOST, attempt) if answer.get("lost") else Seen(LIVES, attempt)
 
 

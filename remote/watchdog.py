@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional, Set, Tuple
 
 from remote import routes
+from remote.boottime import elapsed_s
 from remote.claims import (
     SCHEMA,
     STOP,
@@ -27,7 +28,7 @@ from remote.claims import (
     parse_boot,
     parse_claim,
 )
-from remote.clock import SystemClock, clock_from_env, duration, utc
+from remote.clock import clock_from_env, duration, utc
 from remote.files import read_json, write_atomic, write_json
 from remote.guardfiles import GuardDir
 from remote.limited import Limited, without_secrets
@@ -54,6 +55,7 @@ class Watchdog:
         self._boot = boot
         self._clock = clock_from_env()
         self._tick_s = _tick()
+        self._look_limit_s = min(LOOK_LIMIT_S, max(2.0, LOOK_LIMIT_S * self._tick_s / 5))
         self._me = routes.Self.from_env(os.environ)
         self._found: List[Tuple[Route, Found]] = [
             (r, Found(routes.NONE, "not asked yet", False)) for r in routes.ROUTES
@@ -62,6 +64,8 @@ class Watchdog:
         self._armed = files.read_text(files.armed)
         self._records: Dict[str, _Record] = _read_records(files, boot)
         self._children: Dict[str, Tuple[float, Limited]] = {}
+        self._looked: Dict[str, float] = {}  # when the newest look that came back was sent
+        self._unsure: Optional[float] = None  # since when an ending waits for one more look
         self._savers: Dict[str, Limited] = {}
         self._complained: Dict[str, str] = {}
 
@@ -73,7 +77,7 @@ class Watchdog:
             try:
                 act = self._lap()
                 self._good_at = time.monotonic()
-                if act.end:
+                if act.end and self._is_sure(act):
                     self._end(act)
             except Exception:  # a lap that fails is tried again; if none succeeds, there is no beat
                 self._complain("lap", traceback.format_exc().strip())
@@ -81,6 +85,16 @@ class Watchdog:
         return 0
 
     # --- looking ---
+
+    def _is_sure(self, act: Act) -> bool:
+        """What is known may be old: a machine that slept wakes with its time up. Only a deadline needs no new look."""
+        if act.is_deadline:
+            return True
+        if self._unsure is None:
+            self._unsure = time.monotonic()
+            return False
+        looked = all(began > self._unsure for began in self._looked.values())
+        return looked or time.monotonic() > self._unsure + 2 * self._look_limit_s
 
     def _lap(self) -> Act:
         claims = self._claims()
@@ -90,6 +104,9 @@ class Watchdog:
         looks = {c.run_id: self._records[c.run_id].look for c in claims}
         fetched = [c.run_id for c in claims if (self._files.fetched / c.run_id).exists()]
         act = decide(self._boot, claims, looks, fetched, self._holds(claims), now_s)
+        self._looked = {c.run_id: self._looked.get(c.run_id, 0.0) for c in claims}
+        if not act.end:
+            self._unsure = None
         for claim in claims:
             if claim.run_id in act.save and claim.serial not in self._savers:
                 self._ask_to_save(claim)
@@ -123,13 +140,14 @@ class Watchdog:
                     self._complain(claim.run_id, "{} does not answer: is the volume stalled?".format(claim.run_dir))
                 return
             del self._children[claim.run_id]
+            self._looked[claim.run_id] = began
             output = child.output() if child.succeeded else None
             child.close()
             self._take(claim, output)
         if time.monotonic() - began < max(self._tick_s, 0.2):
             return
         argv = [sys.executable, "-I", "-S", str(HERE / "control.py"), "status", claim.run_dir]
-        self._children[claim.run_id] = (time.monotonic(), Limited(argv, self._child_env(claim), LOOK_LIMIT_S))
+        self._children[claim.run_id] = (time.monotonic(), Limited(argv, self._child_env(claim), self._look_limit_s))
 
     def _take(self, claim: Claim, output: Optional[bytes]) -> None:
         """What cannot be known changes nothing: a run that was alive counts as alive, up to its deadline."""
@@ -329,20 +347,6 @@ def watch(files: GuardDir) -> int:
         print("watchdog: {} is no boot of this pod".format(files.boot), file=sys.stderr)
         return 1
     return Watchdog(files, boot).run()
-
-
-def elapsed_s(boot: Boot) -> float:
-    """Seconds since the boot's start. By /proc/uptime, which is all that the boot guard has to go by."""
-    moved_s = clock_from_env().elapsed() - SystemClock().elapsed()
-    return _uptime() + moved_s - boot.uptime_s
-
-
-def _uptime() -> float:
-    try:
-        with open("/proc/uptime", encoding="ascii") as f:
-            return float(f.read().split()[0])
-    except (OSError, ValueError, IndexError):
-        return time.time()  # as the boot guard does
 
 
 def _tick() -> float:

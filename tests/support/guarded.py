@@ -1,5 +1,6 @@
 """A rented pod for tests of its guard: the real boot.sh and watchdog, and a provider of one pod on loopback."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -114,7 +115,7 @@ class Provider:
             return 200, pod
         action = json.loads(body)["action"]
         self._note("v2", action)
-        if may == "read":
+        if may == "read" or (may == "stop" and action != "stop"):
             return 403, {"detail": "access denied"}
         if action == "start":
             return 409, {"detail": "Action not valid for current pod status"}
@@ -161,11 +162,14 @@ class GuardedPod:
     grace_s: int = 900
     end: str = "terminate"
     run_id: str = "demo-261121-080000-abcd"
+    python: str = sys.executable
+    announces: str = f"key={HOST_KEY}"
     environ: dict[str, str] = field(default_factory=dict)
     starts: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.dir = self.root / "it's a guard"
+        self.seen = self.root / "it's a guard.seen"
         self.out = self.root / "container.log"
         self.clock_file = self.provider.clock_file = self.root / "clock"
         self.tool = self.root / "tool"
@@ -211,18 +215,21 @@ class GuardedPod:
         with self.out.open("ab") as out:
             argv = [*self.sh.split(), str(self.tool / "remote" / "boot.sh")]
             self.starts.append(subprocess.Popen(argv, env=self.env, stdin=subprocess.DEVNULL, stdout=out, stderr=out))
-        wait_until(lambda: f"dir={self.dir} key={HOST_KEY}" in self.log, f"the announcement in:\n{self.log}")
+        wait_until(lambda: f"dir={self.dir} {self.announces}" in self.log, "the announcement")
 
     def halt(self) -> None:
         """The container is gone, with all that ran in it."""
-        for pid in self.processes():
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
-        for process in self.starts:
-            process.wait(10)
-        wait_until(lambda: not self.processes(), "an end of all of the pod's processes")
+
+        def is_over() -> bool:
+            pids = self.processes()
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            for process in self.starts:
+                process.poll()
+            return not pids
+
+        wait_until(is_over, "an end of all of the pod's processes")
 
     def processes(self) -> list[int]:
         """Everybody who was started in this pod: its clock is in their environment."""
@@ -279,8 +286,8 @@ class GuardedPod:
         return answer
 
     def arm(self, wait_s: float = 20, **changes: Any) -> dict[str, Any]:
-        order = {"claim": self.claim(**changes), "python": sys.executable, "wait_s": wait_s}
-        return self.guard("arm", stdin=json.dumps(order | {"guard": str(self.tool / "remote" / "guard.py")}))
+        order = {"claim": self.claim(**changes), "python": self.python, "wait_s": wait_s}
+        return self.guard("arm", stdin=json.dumps(order))
 
     def watchdogs(self) -> list[int]:
         return [
