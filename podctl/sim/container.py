@@ -1,0 +1,221 @@
+"""Containers that are trees of processes of this user: no root needed, and none of a real container's walls.
+
+A pod's main program is its `args`, really run at every start, with the environment that RunPod gives; without `args`,
+`start.sh` of this folder in place of the image's. Its container disk is a folder that is emptied at each start but the
+one after a crash. What is left out: a root, a network and a /tmp of its own. So `mounts` tell where a volume really is,
+ssh's user is this one, and `/tmp/` in `args` is the pod's own folder.
+"""
+
+import contextlib
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from podctl.sim import effects as do
+from podctl.sim.backend import News
+from podctl.sim.processes import MARK, Process, end_all, tree
+from podctl.sim.records import Pod
+from podctl.sim.shapes import Outlook
+from podctl.sim.sshd import current_user, free_port, need_sshd
+from podctl.sim.stranger import StrangerSshd
+from podctl.sim.stubs import write_nvidia_smi
+
+START = Path(__file__).parent / "start.sh"
+
+
+@dataclass
+class Container:
+    """One start of a pod's container."""
+
+    boot: int
+    main: "subprocess.Popen[bytes]"
+    known: set[Process]
+    kill_at: float | None = None
+    told: bool = False  # that it has ended
+
+
+class ProcessBackend:
+    """All containers of one emulated cloud. `environment` gives what a pod gets beside its own."""
+
+    def __init__(self, root: Path, environment: Callable[[Pod], Mapping[str, str]]) -> None:
+        self._sshd, self._environment = need_sshd(), environment
+        self.root = root
+        self.pods = Path(tempfile.mkdtemp(prefix="pcsim-", dir="/tmp"))  # short, for sockets; needs no quotes in `args`
+        self.outlook = Outlook("127.0.0.1", current_user(), self._mount_dir, {"PODCTL_PYTHON": sys.executable})
+        self.strangers: list[StrangerSshd] = []
+        self._containers: dict[str, Container] = {}
+        self._read: dict[str, tuple[int, bytes]] = {}  # how far its log was read, and a line that is not whole yet
+
+    def do(self, effect: do.Effect, pod: Pod, now: float) -> None:
+        match effect:
+            case do.Launch(_, wipe):
+                self._launch(pod, wipe=wipe)
+            case do.OpenSsh():
+                (self._home(pod.id) / "gate").touch()
+            case do.Term():
+                self._signal_main(pod.id, signal.SIGTERM)
+            case do.Halt(_, grace_s):
+                self._halt(pod.id, now, grace_s)
+            case do.KillMain():
+                self._signal_main(pod.id, signal.SIGKILL)
+            case do.Remove():
+                self._kill(pod.id)
+                shutil.rmtree(self._home(pod.id), ignore_errors=True)
+                shutil.rmtree(self._own_disk(pod.id), ignore_errors=True)
+            case do.Stranger(_, port):
+                with contextlib.suppress(OSError):
+                    self.strangers.append(StrangerSshd(self.root / f"stranger-{port}", port, self._mark("stranger")))
+
+    def look(self, now: float) -> Sequence[News]:
+        news = []
+        for id, container in list(self._containers.items()):
+            ended = container.main.poll() is not None
+            news += [News(id, container.boot, line) for line in self._new_lines(id)]
+            if container.kill_at is not None and (ended or now >= container.kill_at):
+                self._kill(id)
+            elif ended and not container.told:
+                container.told = True
+                news.append(News(id, container.boot, None))
+        return news
+
+    def next_port(self) -> int | None:
+        return free_port()
+
+    def volume_dir(self, volume: str) -> Path:
+        folder = self.root / "volumes" / volume
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def disk_dir(self, pod_id: str) -> Path:
+        """A pod's container disk."""
+        return self._home(pod_id) / "disk"
+
+    def guard_dir(self, pod_id: str) -> Path:
+        """Its memory disk's folder of the boot guard: empty after every start."""
+        return self._home(pod_id) / "guard"
+
+    def processes(self, pod_id: str) -> set[Process]:
+        """All that run in a pod now."""
+        container = self._containers.get(pod_id)
+        return tree([container.main.pid] if container else [], self._mark(pod_id))
+
+    def main_pid(self, pod_id: str) -> int | None:
+        """Its main program's."""
+        container = self._containers.get(pod_id)
+        return container.main.pid if container and container.main.poll() is None else None
+
+    def close(self) -> None:
+        for id in list(self._containers):
+            self._kill(id)
+        for stranger in self.strangers:
+            stranger.close()
+        shutil.rmtree(self.pods, ignore_errors=True)
+
+    # helpers
+
+    def _launch(self, pod: Pod, *, wipe: bool) -> None:
+        self._kill(pod.id)
+        home, disk = self._home(pod.id), self.disk_dir(pod.id)
+        if wipe:
+            shutil.rmtree(disk, ignore_errors=True)
+        shutil.rmtree(home / "guard", ignore_errors=True)
+        (home / "gate").unlink(missing_ok=True)
+        for folder in ("root", "tmp", "etc", "bin"):
+            (disk / folder).mkdir(parents=True, exist_ok=True)
+        write_nvidia_smi(disk / "bin" / "nvidia-smi", pod.wish.gpu, 0 if pod.zero_gpu else pod.wish.count)
+        if pod.has_own_disk:
+            self._own_disk(pod.id).mkdir(parents=True, exist_ok=True)
+        with (home / "log").open("ab") as log:
+            try:
+                main = subprocess.Popen(
+                    self._argv(pod), env=self._env(pod), cwd=disk / "root", stdin=subprocess.DEVNULL, stdout=log,
+                    stderr=subprocess.STDOUT, start_new_session=True,
+                )  # fmt: skip
+            except OSError as e:  # as a container runtime: it says so, and tries again later
+                log.write(f"exec: {e.filename}: {e.strerror}\n".encode())
+                main = subprocess.Popen(["/bin/sh", "-c", "exit 127"], stdin=subprocess.DEVNULL)
+        self._containers[pod.id] = Container(pod.boot, main, set())
+
+    def _argv(self, pod: Pod) -> list[str]:
+        try:
+            words = shlex.split(pod.wish.args.replace("/tmp/", f"{self.disk_dir(pod.id)}/tmp/"))
+        except ValueError:
+            words = ["/bin/sh", "-c", f"echo args: {shlex.quote(pod.wish.args)}: no closing quotation; exit 127"]
+        return words or ["/bin/sh", str(START)]
+
+    def _env(self, pod: Pod) -> dict[str, str]:
+        home, disk = self._home(pod.id), self.disk_dir(pod.id)
+        ours = {
+            "HOME": str(disk / "root"),
+            "PATH": f"{disk}/bin:{os.environ.get('PATH', os.defpath)}",
+            "TMPDIR": str(disk / "tmp"),
+            "LANG": "C.UTF-8",
+            MARK: self._mark(pod.id),
+            "PODCTL_SIM_DISK": str(disk),
+            "PODCTL_SIM_SSHD": self._sshd,
+            "PODCTL_SIM_SSH_PORT": str(pod.port),
+            "PODCTL_SIM_SSH_GATE": str(home / "gate"),
+            "PODCTL_START": str(START),
+            "PODCTL_GUARD_DIR": str(home / "guard"),
+            "PODCTL_HOST_KEY": str(disk / "etc" / "host_ed25519"),
+            "PODCTL_PYTHON": sys.executable,
+        }
+        return {**pod.wish.env, **self._environment(pod), **ours}
+
+    def _halt(self, id: str, now: float, grace_s: float) -> None:
+        container = self._containers.get(id)
+        if container is None:
+            return
+        if grace_s <= 0:
+            self._kill(id)
+            return
+        container.known |= self.processes(id)
+        container.kill_at = now + grace_s
+        self._signal_main(id, signal.SIGTERM)
+
+    def _kill(self, id: str) -> None:
+        container = self._containers.pop(id, None)
+        if container is None:
+            return
+        end_all([container.main.pid], self._mark(id), container.known)
+        container.main.wait()
+
+    def _signal_main(self, id: str, number: int) -> None:
+        container = self._containers.get(id)
+        if container is not None and container.main.poll() is None:
+            container.known |= self.processes(id)  # once its parent is gone a process is nobody's child
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(container.main.pid, number)
+
+    def _new_lines(self, id: str) -> list[str]:
+        offset, rest = self._read.get(id, (0, b""))
+        try:
+            with (self._home(id) / "log").open("rb") as f:
+                f.seek(offset)
+                data = f.read()
+        except FileNotFoundError:
+            return []
+        *lines, rest = (rest + data).split(b"\n")
+        self._read[id] = (offset + len(data), rest)
+        return [line.decode("utf-8", "replace") for line in lines]
+
+    def _mount_dir(self, pod: Pod) -> str:
+        if pod.wish.volume:
+            return str(self.volume_dir(pod.wish.volume))
+        return str(self._own_disk(pod.id))
+
+    def _home(self, id: str) -> Path:
+        return self.pods / id
+
+    def _own_disk(self, id: str) -> Path:
+        return self.root / "disks" / id
+
+    def _mark(self, id: str) -> str:
+        return f"{self.root}:{id}"
