@@ -3,6 +3,8 @@
 import base64
 import json
 import math
+import shlex
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -198,17 +200,12 @@ def test_what_is_sent_with_a_create(cloud: Cloud, volume: str | None):
 
 
 def test_the_start_script_is_run_by_the_args_that_are_sent(cloud: Cloud, tmp_path: Path):
-    import subprocess
-
     script = "printf '%s\\n' \"it's me: $0\"\n"
     made(cloud, boot=Boot(start_script=script))
     (body,) = cloud.bodies("POST", "/pods")
-    where = tmp_path / "podctl-boot"
-    args = body["args"].replace("/tmp/podctl-boot", str(where))
-    done = subprocess.run(
-        ["sh", "-c", args], env={"PATH": "/usr/bin:/bin", **body["env"]}, capture_output=True, text=True
-    )
-    assert done.stdout == f"it's me: {where}\n"
+    env = {"PATH": "/usr/bin:/bin", "PODCTL_GUARD_DIR": str(tmp_path / "gu ard"), **body["env"]}
+    done = subprocess.run(shlex.split(body["args"]), env=env, capture_output=True, text=True)
+    assert done.stdout == f"it's me: {tmp_path}/gu ard/podctl-boot\n"
 
 
 def test_without_a_start_script_the_image_starts_as_it_does(cloud: Cloud):

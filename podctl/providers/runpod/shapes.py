@@ -20,7 +20,11 @@ DISK_DIR = "~/.cache/podctl"
 MIN_CUDA = "13.0"  # torch 2.13.0 as the public index serves it
 LEAST_PERSISTENT_GB = 10
 MOST_VARIABLES = 50
-START = "bash -c 'printf %s \"$PODCTL_BOOT\" | base64 -d >/tmp/podctl-boot && exec sh /tmp/podctl-boot'"
+# The boot guard goes on from a file that it can start again; the folder is /tmp, but for emulated pods, which share one.
+START = (
+    'bash -c \'d=${PODCTL_GUARD_DIR:-/tmp} && mkdir -p "$d"'
+    ' && printf %s "$PODCTL_BOOT" | base64 -d >"$d/podctl-boot" && exec sh "$d/podctl-boot"\''
+)
 STATES = {
     "PROVISIONING": "starting",
     "STARTING": "starting",
