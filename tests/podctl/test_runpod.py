@@ -2,18 +2,56 @@
 
 import base64
 import json
+import math
+import shlex
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
 import httpx
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from pydantic import SecretStr
 from support.runpod import ACCOUNT, KEY, PAGE, SOLD_OUT, Cloud, making, problem, refusing
 
 from podctl.errors import BadInput, NoCapacity, NoRights, OfferRefused, PodctlError, ProviderUnclear
 from podctl.pods import Balance, Boot, Offer, PodSpec, SshAddress
 from podctl.providers.base import PROVIDERS, provider_named
+from podctl.providers.runpod import catalogue, graphql, shapes
+from podctl.providers.runpod.faults import Answer, Doing, fault_of
 
+WORDS = (
+    *(
+        "id",
+        "name",
+        "status",
+        "ssh",
+        "direct",
+        "proxy",
+        "host",
+        "port",
+        "username",
+        "command",
+        "mounts",
+        "network",
+        "path",
+    ),
+    *(
+        "persistent",
+        "volumeId",
+        "gpu",
+        "count",
+        "cost",
+        "env",
+        "PODCTL_PYTHON",
+        "createdAt",
+        "startedAt",
+        "dataCenterId",
+    ),
+    *("price", "secure", "maxCount", "availability", "dataCenters", "gpuAvailability", "networkVolumeTypes", "size"),
+    *("detail", "errors", "message", "error", "title", "clientBalance", "spendLimit", "currentSpendPerHr"),
+)
 SPEC = PodSpec(gpu=("4090",), disk_gb=40)
 BOOT = Boot(
     public_key="ssh-ed25519 AAAA podctl\n", env={"A": "a'; rm -rf /"}, start_script="echo 'hi'\nexec /start.sh\n"
@@ -162,17 +200,12 @@ def test_what_is_sent_with_a_create(cloud: Cloud, volume: str | None):
 
 
 def test_the_start_script_is_run_by_the_args_that_are_sent(cloud: Cloud, tmp_path: Path):
-    import subprocess
-
     script = "printf '%s\\n' \"it's me: $0\"\n"
     made(cloud, boot=Boot(start_script=script))
     (body,) = cloud.bodies("POST", "/pods")
-    where = tmp_path / "podctl-boot"
-    args = body["args"].replace("/tmp/podctl-boot", str(where))
-    done = subprocess.run(
-        ["sh", "-c", args], env={"PATH": "/usr/bin:/bin", **body["env"]}, capture_output=True, text=True
-    )
-    assert done.stdout == f"it's me: {where}\n"
+    env = {"PATH": "/usr/bin:/bin", "PODCTL_GUARD_DIR": str(tmp_path / "gu ard"), **body["env"]}
+    done = subprocess.run(shlex.split(body["args"]), env=env, capture_output=True, text=True)
+    assert done.stdout == f"it's me: {tmp_path}/gu ard/podctl-boot\n"
 
 
 def test_without_a_start_script_the_image_starts_as_it_does(cloud: Cloud):
@@ -199,6 +232,7 @@ def test_more_variables_than_runpod_takes_are_refused_before_it_costs(cloud: Clo
         (problem(402, "nope"), NoRights, "balance"),
         (problem(401, "missing bearer token"), NoRights, "does not accept the key"),
         (problem(403, "access denied"), NoRights, "may not create a pod: access denied"),
+        (problem(403, "no access to this pool"), OfferRefused, "no access to this pool"),
         (problem(404, "template not found"), BadInput, "template not found"),
         (problem(410, "gone"), BadInput, "retired"),
         (problem(413, "too large"), BadInput, "too large"),
@@ -380,6 +414,40 @@ def test_an_unknown_level_of_stock_is_some(cloud: Cloud):
     cloud.amiss["GET /catalog/gpus"] = [httpx.Response(200, json={"gpus": [gpu, {"id": 5}, {}, "x"]})]
     (offer,) = cloud.provider().offers(replace(SPEC, gpu=("l40s",)))
     assert offer.stock == "plenty"
+
+
+def test_an_empty_catalogue_is_nobodys_misspelling(cloud: Cloud):
+    cloud.amiss["GET /catalog/gpus"] = [httpx.Response(200, json={"gpus": []})]
+    with pytest.raises(ProviderUnclear):
+        cloud.provider().offers(SPEC)
+
+
+ODD = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda deeper: st.lists(deeper, max_size=3) | st.dictionaries(st.sampled_from(WORDS), deeper, max_size=5),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@example(
+    {"cost": math.inf, "gpu": {"count": math.inf}, "size": math.nan, "id": "x", "price": {"secure": math.nan}}, 400
+)
+@example({"cost": -1.0, "gpu": {"count": -math.inf}, "detail": "\x00\x1b", "clientBalance": math.nan}, 500)
+@given(st.dictionaries(st.sampled_from(WORDS), ODD), st.sampled_from([200, 400, 403, 404, 409, 422, 429, 500]))
+def test_whatever_runpod_says_is_read_or_is_an_error_of_ours(told: dict, status: int):
+    pod = shapes.pod_of(told, "key")
+    assert pod.state in {"starting", "running", "stopped", "broken", "gone"}
+    assert pod.usd_per_hour >= 0
+    assert str(pod.volume_dir)
+    shapes.volume_of(told)
+    catalogue.centers_of([told])
+    assert all(math.isfinite(g.usd_per_hour) for g in catalogue.gpus_of([told]))
+    graphql.balance_of(Answer(200, {"data": {"myself": told}}))
+    fault = fault_of(Answer(status, told), Doing("do that"))
+    assert isinstance(fault, PodctlError)
+    assert fault.message.isprintable()
+    assert fault.hint
 
 
 def test_a_pod_that_runpod_does_not_know_is_gone(cloud: Cloud):

@@ -1,6 +1,7 @@
 """RunPod's client on real sockets: how long it waits, whom it shows the key, what stands in between."""
 
 import json
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -126,6 +127,15 @@ def test_a_redirect_is_not_followed_with_the_key(serve: Serve):
     with pytest.raises(ProviderUnclear, match="not sent there"):
         provider.list()
     assert seen == []
+
+
+def test_no_log_of_any_library_holds_the_key(serve: Serve, caplog: pytest.LogCaptureFixture):
+    caplog.set_level(logging.DEBUG)
+    provider = RunPodProvider(serve(lambda h: say(h, 403, {"detail": h.headers["authorization"]})), ManualClock())
+    with pytest.raises(NoRights) as e:
+        provider.list()
+    assert caplog.records, "there is something to look at"
+    assert KEY not in caplog.text + str(e.value)
 
 
 def test_a_server_that_hangs_up_is_tried_again_for_reads_only(serve: Serve):

@@ -55,7 +55,7 @@ def load_account(environ: Mapping[str, str] | None = None, project_root: Path | 
     here, in_file = environ.get(KEY, "").strip(), (read_env_file(root / FILE).get(KEY) or "").strip()
     key = here or in_file
     if not key:
-        raise NoRights(f"there is no {KEY}", HOW_TO_GET_ONE)
+        raise NoRights("there is no RUNPOD_API_KEY", HOW_TO_GET_ONE)
     source = "the environment" if here else FILE
     if not re.fullmatch(r"[!-~]+", key):
         raise NoRights(f"{KEY} ({source}) holds spaces or characters that no key has", "copy it again, nothing else")

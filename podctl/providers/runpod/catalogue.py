@@ -5,9 +5,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from podctl.errors import BadInput, NoCapacity
+from podctl.errors import BadInput, NoCapacity, ProviderUnclear
 from podctl.pods import Offer, PodSpec, Volume
 from podctl.providers.runpod.gpu_names import matching, nearest, short
+from podctl.providers.runpod.loose import mapping, number
 
 PROVIDER = "runpod"
 STOCK = {"HIGH": 3, "MEDIUM": 2, "LOW": 1, "NONE": 0}
@@ -38,9 +39,9 @@ def gpus_of(items: Iterable[Mapping[str, Any]]) -> list[Gpu]:
     """The catalogue's GPUs; what lacks an id or a price is passed over."""
     found = []
     for item in items:
-        id_, price, most = item.get("id"), _mapping(item.get("price")), _mapping(item.get("maxCount"))
-        usd = price.get("secure")
-        if not isinstance(id_, str) or not isinstance(usd, int | float) or isinstance(usd, bool):
+        id_, price, most = item.get("id"), mapping(item.get("price")), mapping(item.get("maxCount"))
+        usd, count = number(price.get("secure")), number(most.get("secure"))
+        if not isinstance(id_, str) or usd is None:
             continue
         centers = item.get("dataCenters")
         stock = {
@@ -49,13 +50,12 @@ def gpus_of(items: Iterable[Mapping[str, Any]]) -> list[Gpu]:
             if isinstance(c, dict) and c.get("id")
         }
         told = item.get("availability")
-        count = most.get("secure")
         found.append(
             Gpu(
                 id=id_,
                 name=str(item.get("name") or short(id_)),
-                usd_per_hour=float(usd),
-                max_count=count if isinstance(count, int) else 1,
+                usd_per_hour=usd,
+                max_count=int(count) if count is not None else 1,
                 availability=told.upper() if isinstance(told, str) else None,
                 stock=stock,
                 secure=item.get("secure") is not False,
@@ -158,6 +158,8 @@ def _gpus_meant(spec: PodSpec, gpus: Sequence[Gpu]) -> list[tuple[int, Gpu]]:
     """Each GPU once, with the place of the wish that means it first. Raises BadInput for wishes that mean none."""
     if not spec.gpu:
         raise BadInput("pod.gpu names no GPU", "rank some: gpu: [RTX 4090, L40S]; the first that is free is rented")
+    if not gpus:
+        raise ProviderUnclear("RunPod's catalogue names no GPU at all", "again in a moment")
     known = [(g.id, g.name) for g in gpus]
     by_id = {g.id: g for g in gpus}
     found: dict[str, int] = {}
@@ -245,7 +247,3 @@ def _names(wanted: Sequence[tuple[int, Gpu]]) -> str:
 
 def _are(wanted: Sequence[tuple[int, Gpu]]) -> str:
     return "is" if len(wanted) == 1 else "are"
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, dict) else {}

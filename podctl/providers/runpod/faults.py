@@ -110,6 +110,8 @@ def fault_of(answer: Answer, doing: Doing) -> PodctlError:
         return NoRights(f"RunPod does not accept the key{said}", doing.advice)
     if status == 402 or (status in (400, 403) and says(detail, SPEND)):
         return no_money(detail)
+    if status == 403 and doing.of_many and "pool" in detail.lower():  # GPUs that this account is not let to
+        return OfferRefused(f"RunPod can't {doing.what}{said}", "name other GPUs", detail)
     if status == 403:
         return NoRights(f"this key may not {doing.what}{said}", doing.advice)
     if status == 400:

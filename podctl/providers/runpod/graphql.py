@@ -20,6 +20,7 @@ from podctl.providers.runpod.faults import (
     no_money,
     says,
 )
+from podctl.providers.runpod.loose import number
 
 BALANCE = "query { myself { clientBalance currentSpendPerHr spendLimit } }"
 SPOT_HINT = "pod.spot: false; RunPod offers spot pods over its old API only, and that is going"
@@ -46,17 +47,17 @@ def balance_of(answer: Answer) -> Balance | None:
     body = answer.json if answer.ok and isinstance(answer.json, dict) else {}
     data = body.get("data")
     myself = data.get("myself") if isinstance(data, dict) else None
-    usd = _usd(myself.get("clientBalance")) if isinstance(myself, dict) else None
+    usd = number(myself.get("clientBalance")) if isinstance(myself, dict) else None
     if usd is None or not isinstance(myself, dict):
         return None
-    return Balance(usd, _usd(myself.get("currentSpendPerHr")) or 0.0, _usd(myself.get("spendLimit")))
+    return Balance(usd, number(myself.get("currentSpendPerHr")) or 0.0, number(myself.get("spendLimit")))
 
 
 def spot_price_query(offer: Offer, min_cuda: str) -> str:
-    place = f", dataCenterId: {json.dumps(offer.data_center)}" if offer.data_center else ""
-    wanted = f"gpuCount: {offer.gpu_count}, secureCloud: true, minCudaVersion: {json.dumps(min_cuda)}{place}"
+    place = f", dataCenterId: {quoted(offer.data_center)}" if offer.data_center else ""
+    wanted = f"gpuCount: {offer.gpu_count}, secureCloud: true, minCudaVersion: {quoted(min_cuda)}{place}"
     return (
-        f"query {{ gpuTypes(input: {{ id: {json.dumps(offer.ref)} }}) "
+        f"query {{ gpuTypes(input: {{ id: {quoted(offer.ref)} }}) "
         f"{{ id lowestPrice(input: {{ {wanted} }}) {{ minimumBidPrice stockStatus }} }} }}"
     )
 
@@ -65,7 +66,7 @@ def spot_offer(offer: Offer, data: Mapping[str, Any]) -> Offer | None:
     """The same machine at the lowest bid, None where none is to be had. A bid is for one GPU."""
     kinds = data.get("gpuTypes")
     price = kinds[0].get("lowestPrice") if isinstance(kinds, list) and kinds and isinstance(kinds[0], dict) else None
-    bid = _usd(price.get("minimumBidPrice")) if isinstance(price, dict) else None
+    bid = number(price.get("minimumBidPrice")) if isinstance(price, dict) else None
     if not bid or not isinstance(price, dict):
         return None
     stock = str(price.get("stockStatus") or "").lower()
@@ -87,34 +88,37 @@ def payable(offers: Sequence[Offer], limit: float | None) -> list[Offer]:
 
 
 def rent_spot(body: Mapping[str, Any], offer: Offer) -> str:
-    """The mutation for what `shapes.create_body` says. Texts are quoted as JSON does, which GraphQL reads alike."""
+    """The mutation for what `shapes.create_body` says."""
     mounts = body["mounts"]
     network = mounts["network"][0] if "network" in mounts else None
     place = network or mounts["persistent"]
     fields: dict[str, str] = {
-        "name": json.dumps(body["name"]),
-        "imageName": json.dumps(body["image"]),
+        "name": quoted(body["name"]),
+        "imageName": quoted(body["image"]),
         "cloudType": "SECURE",
-        "gpuTypeId": json.dumps(offer.ref),
+        "gpuTypeId": quoted(offer.ref),
         "gpuCount": str(offer.gpu_count),
         "bidPerGpu": f"{offer.usd_per_hour / offer.gpu_count:.4f}",
         "containerDiskInGb": str(body["disk"]),
         "volumeInGb": "0" if network else str(place["size"]),
-        "volumeMountPath": json.dumps(place["path"]),
-        "ports": json.dumps(",".join(body["ports"])),
-        "dockerArgs": json.dumps(body.get("args", "")),
+        "volumeMountPath": quoted(place["path"]),
+        "ports": quoted(",".join(body["ports"])),
+        "dockerArgs": quoted(body.get("args", "")),
         "startSsh": "true",
-        "minCudaVersion": json.dumps(body["gpu"]["minCudaVersion"]),
-        "env": "["
-        + ", ".join(f"{{ key: {json.dumps(k)}, value: {json.dumps(v)} }}" for k, v in body["env"].items())
-        + "]",
+        "minCudaVersion": quoted(body["gpu"]["minCudaVersion"]),
+        "env": "[" + ", ".join(f"{{ key: {quoted(k)}, value: {quoted(v)} }}" for k, v in body["env"].items()) + "]",
     }
     if network:
-        fields["networkVolumeId"] = json.dumps(network["volumeId"])
+        fields["networkVolumeId"] = quoted(network["volumeId"])
     if offer.data_center:
-        fields["dataCenterId"] = json.dumps(offer.data_center)
+        fields["dataCenterId"] = quoted(offer.data_center)
     said = ", ".join(f"{k}: {v}" for k, v in fields.items())
     return f"mutation {{ podRentInterruptable(input: {{ {said} }}) {{ id imageName machineId }} }}"
+
+
+def quoted(text: str) -> str:
+    """A string as GraphQL reads it: JSON's escapes are among its own."""
+    return json.dumps(text, ensure_ascii=False)
 
 
 def _fault(detail: str, doing: Doing) -> PodctlError:
@@ -132,7 +136,3 @@ def _fault(detail: str, doing: Doing) -> PodctlError:
     if doing.of_many:
         return OfferRefused(f"RunPod can't {doing.what}: {detail}", SPOT_HINT, detail)
     return BadInput(f"RunPod can't {doing.what}: {detail}", SPOT_HINT)
-
-
-def _usd(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None

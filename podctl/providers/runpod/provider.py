@@ -12,6 +12,7 @@ from podctl.providers.runpod.account import Account, load_account
 from podctl.providers.runpod.client import CREATE_S, Client, Fault, NoAnswer, segment
 from podctl.providers.runpod.events import log_lines
 from podctl.providers.runpod.faults import Answer, Doing, fault_of
+from podctl.providers.runpod.loose import number
 from remote.clock import Clock, clock_from_env, utc
 
 if TYPE_CHECKING:
@@ -229,8 +230,8 @@ class RunPodProvider:
         """By RunPod's own books, of the hours since the one that `since` is in; None where they do not tell yet."""
         params = {"podId": pod_id, "startTime": utc(since), "bucketSize": "hour"}
         records = self._client.items("/billing/pods", "records", self._doing("read the bill"), params)
-        amounts = [r.get("totalAmount") for r in records if r.get("podId") in (pod_id, None)]
-        known = [float(a) for a in amounts if isinstance(a, int | float) and not isinstance(a, bool)]
+        amounts = [number(r.get("totalAmount")) for r in records if r.get("podId") in (pod_id, None)]
+        known = [a for a in amounts if a is not None]
         return sum(known) if known else None
 
     def balance(self) -> Balance | None:

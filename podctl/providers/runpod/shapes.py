@@ -11,6 +11,7 @@ from podctl.errors import BadInput
 from podctl.pods import Boot, Offer, Pod, PodSpec, SshAddress, Volume
 from podctl.providers.runpod.catalogue import PROVIDER
 from podctl.providers.runpod.gpu_names import short
+from podctl.providers.runpod.loose import mapping, number
 
 # An official image that RunPod's own API description names (2026-08): Ubuntu 24.04, Python 3.12, sshd from PUBLIC_KEY.
 DEFAULT_IMAGE = "runpod/pytorch:1.0.2-cu1281-torch280-ubuntu2404"
@@ -19,7 +20,11 @@ DISK_DIR = "~/.cache/podctl"
 MIN_CUDA = "13.0"  # torch 2.13.0 as the public index serves it
 LEAST_PERSISTENT_GB = 10
 MOST_VARIABLES = 50
-START = "bash -c 'printf %s \"$PODCTL_BOOT\" | base64 -d >/tmp/podctl-boot && exec sh /tmp/podctl-boot'"
+# The boot guard goes on from a file that it can start again; the folder is /tmp, but for emulated pods, which share one.
+START = (
+    'bash -c \'d=${PODCTL_GUARD_DIR:-/tmp} && mkdir -p "$d"'
+    ' && printf %s "$PODCTL_BOOT" | base64 -d >"$d/podctl-boot" && exec sh "$d/podctl-boot"\''
+)
 STATES = {
     "PROVISIONING": "starting",
     "STARTING": "starting",
@@ -73,10 +78,10 @@ def environment(boot: Boot) -> dict[str, str]:
 
 def pod_of(told: Mapping[str, Any], ssh_key: str = "") -> Pod:
     """A pod as RunPod tells it; `ssh_key`: path of the private key that opens it."""
-    gpu, env, ssh = _mapping(told.get("gpu")), _mapping(told.get("env")), _mapping(told.get("ssh"))
+    gpu, env, ssh = mapping(told.get("gpu")), mapping(told.get("env")), mapping(told.get("ssh"))
     state = STATES.get(str(told.get("status") or "").upper(), "starting")  # a state that is new: not there, not gone
-    proxy = _mapping(ssh.get("proxy"))
-    cost = _number(told.get("cost"))
+    proxy = mapping(ssh.get("proxy"))
+    cost = max(0.0, number(told.get("cost")) or 0.0)
     path, volume = mount_of(told.get("mounts"))
     return Pod(
         provider=PROVIDER,
@@ -90,7 +95,7 @@ def pod_of(told: Mapping[str, Any], ssh_key: str = "") -> Pod:
         gpu=short(str(gpu.get("id") or "")),
         ssh=address_of(ssh.get("direct"), ssh_key) if state in ("starting", "running") else None,
         python=str(env.get("PODCTL_PYTHON") or ""),
-        gpu_count=int(_number(gpu.get("count")) or 1) if gpu else 0,
+        gpu_count=max(1, int(number(gpu.get("count")) or 1)) if gpu else 0,
         data_center=str(told.get("dataCenterId") or ""),
         volume=volume,
         created_at=unix_time(told.get("createdAt")),
@@ -106,18 +111,18 @@ def gone(pod_id: str) -> Pod:
 
 def mount_of(told: Any) -> tuple[str, str]:
     """Where the data is mounted, and the network volume's id."""
-    mounts = _mapping(told)
+    mounts = mapping(told)
     network = mounts.get("network")
     for entry in network if isinstance(network, list) else []:
-        entry = _mapping(entry)
+        entry = mapping(entry)
         if entry.get("path"):
             return str(entry["path"]), str(entry.get("volumeId") or "")
-    return str(_mapping(mounts.get("persistent")).get("path") or MOUNT), ""
+    return str(mapping(mounts.get("persistent")).get("path") or MOUNT), ""
 
 
 def address_of(told: Any, key: str) -> SshAddress | None:
     """Where a pod's own sshd answers; None before it has a public port."""
-    direct = _mapping(told)
+    direct = mapping(told)
     host, port = direct.get("host"), direct.get("port")
     if not isinstance(host, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.:-]*", host):
         return None
@@ -139,7 +144,7 @@ def host_id(proxy_user: str) -> str:
 
 
 def volume_of(told: Mapping[str, Any]) -> Volume:
-    size = _number(told.get("size"))
+    size = number(told.get("size")) or 0
     return Volume(str(told.get("id") or ""), str(told.get("name") or ""), int(size), str(told.get("dataCenter") or ""))
 
 
@@ -152,11 +157,3 @@ def unix_time(told: Any) -> float | None:
     except ValueError:
         return None
     return moment.timestamp() if moment.tzinfo else None
-
-
-def _number(value: Any) -> float:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else 0.0
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, dict) else {}
