@@ -105,6 +105,7 @@ def test_a_pods_whole_life(sim: Sim):
         ("no-balance", NoRights, 0),
         ("error-after-create", ProviderUnclear, 1),
         ("cut-after-create", ProviderUnclear, 1),
+        ("hang-after-create", ProviderUnclear, 1),
         ("error-before-create", ProviderUnclear, 0),
         ("server-error", ProviderUnclear, 0),
         ("cloudflare", ProviderUnclear, 0),
@@ -112,7 +113,7 @@ def test_a_pods_whole_life(sim: Sim):
     ],
 )
 def test_each_way_that_a_create_fails_is_told_and_happens_once(sim: Sim, name: str, kind: type, pods: int):
-    sim.faults.add(Fault(name, times=1))
+    sim.faults.add(Fault(name, times=1, seconds=0.1))
     with pytest.raises(PodctlError) as e:
         made(sim)
     assert isinstance(e.value, kind)
