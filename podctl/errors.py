@@ -7,7 +7,8 @@ PodctlError                  1   the run failed, or nothing better is known
 ├── NoCapacity               4   nobody rents out such a machine now
 ├── ProviderUnclear          5   the provider gave no clear answer; a machine may have been made
 ├── Unreachable              6   the pod does not answer
-│   └── Untrusted            6   another answers, or it lets none of our keys in: trying again is no use
+│   ├── Untrusted            6   another answers, or it lets none of our keys in: trying again is no use
+│   └── PodGone              6   its provider has it no more, or has stopped it
 ├── LimitReached             7   a limit of the experiment ended the run
 ├── Busy                     8   the run is going already
 ├── MissingHere              9   something is missing on this machine
@@ -66,6 +67,10 @@ class Unreachable(PodctlError):
 
 class Untrusted(Unreachable):
     """Not for a moment: the host key is another than the announced one, or no key of ours is accepted."""
+
+
+class PodGone(Unreachable):
+    """Not for a moment: there is no such machine any more, or it is switched off."""
 
 
 class LimitReached(PodctlError):
