@@ -13,21 +13,21 @@ NAMES = ("RTX 4090", "L40S", "A100 PCIe", "A100 SXM", "H100 NVL")
 PLACES = ("EU-RO-1", "US-KS-2", "US-TX-3")
 CENTERS = [DataCenter(p) for p in PLACES]
 
-levels = st.sampled_from(list(STOCK))
+levels = st.sampled_from([*STOCK, *STOCK, "LOW", "HIGH"])
 gpus = st.builds(
     lambda name, usd, most, stock: Gpu(f"NVIDIA {name}", name, usd, most, max(stock.values(), key=STOCK.get), stock),
     st.sampled_from(NAMES),
     st.sampled_from([0.4, 0.7, 1.2, 3.0]),
-    st.integers(1, 8),
-    st.dictionaries(st.sampled_from(PLACES), levels, min_size=1),
+    st.sampled_from([8, 8, 8, 2]),
+    st.fixed_dictionaries({p: levels for p in PLACES}),
 )
-catalogues = st.lists(gpus, min_size=1, max_size=5, unique_by=lambda g: g.name)
+catalogues = st.lists(gpus, min_size=3, max_size=5, unique_by=lambda g: g.name)
 wishes = st.builds(
     PodSpec,
     gpu=st.lists(st.sampled_from(["4090", "l40s", "A100", "H100"]), min_size=1, max_size=4, unique=True).map(tuple),
-    gpu_count=st.integers(1, 8),
+    gpu_count=st.sampled_from([1, 1, 2, 4]),
     data_centers=st.lists(st.sampled_from(PLACES), max_size=3, unique=True).map(tuple),
-    max_usd_per_hour=st.none() | st.sampled_from([0.5, 1.0, 5.0]),
+    max_usd_per_hour=st.sampled_from([None, None, 0.5, 1.0, 9.0]),
 )
 
 
