@@ -19,7 +19,7 @@ gpus = st.builds(
     st.sampled_from(NAMES),
     st.sampled_from([0.4, 0.7, 1.2, 3.0]),
     st.sampled_from([8, 8, 8, 2]),
-    st.fixed_dictionaries({p: levels for p in PLACES}),
+    st.fixed_dictionaries(dict.fromkeys(PLACES, levels)),
 )
 catalogues = st.lists(gpus, min_size=3, max_size=5, unique_by=lambda g: g.name)
 wishes = st.builds(
