@@ -5,6 +5,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import pytest
 from pydantic import SecretStr
@@ -44,8 +45,15 @@ def sim(tmp_path: Path) -> Iterator[Sim]:
 
 
 def provider_of(sim: Sim, key: str = "") -> RunPodProvider:
-    account = Account(SecretStr(key or sim.account_key), api_url=f"{sim.url}/v2", graphql_url=f"{sim.url}/graphql")
-    return RunPodProvider(account, ManualClock())
+    """The same for a key: reading this machine's certificates takes longer than most of these tests."""
+    known = _providers.setdefault(sim, {})
+    if key not in known:
+        account = Account(SecretStr(key or sim.account_key), api_url=f"{sim.url}/v2", graphql_url=f"{sim.url}/graphql")
+        known[key] = RunPodProvider(account, ManualClock())
+    return known[key]
+
+
+_providers: WeakKeyDictionary[Sim, dict[str, RunPodProvider]] = WeakKeyDictionary()
 
 
 def made(sim: Sim, spec: PodSpec = SPEC, offer: Offer = OFFER) -> Pod:
