@@ -84,6 +84,11 @@ class Pod:
     proxy: str = ""  # a command that opens a shell through the provider's proxy, for a person
     host_id: str = ""  # the provider's name of the physical machine, where it tells it
 
+    @property
+    def is_here(self) -> bool:
+        """Is it this machine?"""
+        return self.provider == "local"
+
 
 @dataclass(frozen=True)
 class Volume:
@@ -170,6 +175,11 @@ class Run:
     detail: Mapping[str, object] = field(default_factory=dict)
 
     @property
+    def is_rented(self) -> bool:
+        """Does its machine cost money for as long as it is on?"""
+        return bool(self.detail.get("rents", False))
+
+    @property
     def was_undone(self) -> bool:
         """Its launch failed, and what it had been given was given back: nothing of it is anywhere."""
         return self.gone_at is not None and self.launched_at is None
@@ -184,4 +194,5 @@ class Plan:
     pod_name: str
     offers: Sequence[Offer]
     max_hours: float
-    ceiling_usd: float
+    ceiling_usd: float  # of this attempt
+    spent_usd: float = 0.0  # by attempts before it

@@ -9,6 +9,7 @@ from podctl.pods import Balance, Boot, Can, Offer, Pod, PodSpec, Volume
 
 PROVIDERS = {
     "local": "podctl.providers.local:LocalProvider",
+    "runpod": "podctl.providers.runpod.provider:RunPodProvider",
     "ssh": "podctl.providers.ssh:SshProvider",
 }
 
@@ -28,8 +29,8 @@ class Provider(Protocol):
         ...
 
     def create(self, name: str, offer: Offer, spec: PodSpec, boot: Boot) -> Pod:
-        """Starts paying. Raises NoCapacity (the next offer), BadInput (no offer will do), ProviderUnclear: **a pod may
-        have been made**, its name tells."""
+        """Starts paying. Raises NoCapacity and OfferRefused (the next offer), any other BadInput (no offer will do),
+        ProviderUnclear: **a pod may have been made**, its name tells."""
         ...
 
     def start(self, pod_id: str) -> Pod:
