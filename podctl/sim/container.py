@@ -8,6 +8,7 @@ ssh's user is this one, and `/tmp/` in `args` is the pod's own folder.
 
 import contextlib
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -145,7 +146,7 @@ class ProcessBackend:
 
     def _argv(self, pod: Pod) -> list[str]:
         try:
-            words = shlex.split(pod.wish.args.replace("/tmp/", f"{self.disk_dir(pod.id)}/tmp/"))
+            words = shlex.split(re.sub(r"(?<![\w.])/tmp/", f"{self.disk_dir(pod.id)}/tmp/", pod.wish.args))
         except ValueError:
             words = ["/bin/sh", "-c", f"echo args: {shlex.quote(pod.wish.args)}: no closing quotation; exit 127"]
         return words or ["/bin/sh", str(START)]
