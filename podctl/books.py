@@ -25,7 +25,9 @@ def close_pod(run: Run, ledger: Ledger, now: float, event: str, usd: float, **de
     ledger.append(end, bill, unless=lambda runs: run.id in runs and runs[run.id].gone_at is not None)
 
 
-def close_unseen(run: Run, ledger: Ledger, provider: Provider, now: float, state: str = "") -> bool:
+def close_unseen(
+    run: Run, ledger: Ledger, provider: Provider, now: float, state: str = "", *, event: str = events.GONE
+) -> bool:
     """A pod that ended while nobody looked: by its provider's own books, else no later than its deadline. False where
     it was closed before."""
     if run.gone_at is not None or not run.pod:
@@ -34,7 +36,7 @@ def close_unseen(run: Run, ledger: Ledger, provider: Provider, now: float, state
     if usd is None:
         deadline = float(str(run.detail.get("deadline_at") or now))
         usd, source = cost_until(run, min(now, deadline)), "an upper bound"
-    close_pod(run, ledger, now, events.GONE, usd, unseen=True, bill_by=source, **({"state": state} if state else {}))
+    close_pod(run, ledger, now, event, usd, unseen=True, bill_by=source, **({"state": state} if state else {}))
     return True
 
 

@@ -70,7 +70,11 @@ class Untrusted(Unreachable):
 
 
 class PodGone(Unreachable):
-    """Not for a moment: there is no such machine any more, or it is switched off."""
+    """Not for a moment: there is no such machine any more, or it is switched off (`state`: gone, stopped)."""
+
+    def __init__(self, message: str, hint: str = "", state: str = "gone") -> None:
+        super().__init__(message, hint)
+        self.state = state
 
 
 class LimitReached(PodctlError):

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from podctl import ledger as events
-from podctl.errors import BadInput, PodctlError
+from podctl.errors import BadInput, PodctlError, PodGone
 from podctl.host import Host, write
 from podctl.ledger import Event, Ledger
 from podctl.pods import Run
@@ -202,6 +202,8 @@ def ignore_results(results: Path) -> None:
 def _noting(trouble: list[str], what: str) -> Iterator[None]:
     try:
         yield
+    except PodGone:
+        raise
     except (OSError, PodctlError) as e:
         trouble.append(f"{what}: {e}")
 

@@ -37,6 +37,7 @@ class RentedHost:
         self._pod: Pod | None = None
         self._looked_at = -LOOK_S
         self._absent_since: float | None = None
+        self._gone: PodGone | None = None
 
     # ---- what every host does
 
@@ -104,9 +105,12 @@ class RentedHost:
         if pod.state in ("gone", "stopped"):
             first = self._absent_since = self._absent_since or self._looked_at
             if self._looked_at - first >= LOOK_S or pod.state == "stopped" or self._pod is None:
-                raise PodGone(f"{self.name} ({self._pod_id}) is {pod.state} at {self._provider.name}", "podctl pods")
+                self._gone = PodGone(
+                    f"{self.name} ({self._pod_id}) is {pod.state} at {self._provider.name}", "podctl pods", pod.state
+                )
+                raise self._gone
             raise Unreachable(f"{self._provider.name} does not find {self.name}", "podctl pods")
-        self._absent_since = None
+        self._absent_since = self._gone = None
         return pod
 
     def _through(self, call: Callable[[Host], T]) -> T:
@@ -133,6 +137,8 @@ class RentedHost:
         except Unreachable:
             if time.monotonic() - self._looked_at >= LOOK_S:
                 self._has_moved()
+            if self._gone is not None:
+                raise self._gone from None
             raise
 
     def _has_moved(self) -> bool:

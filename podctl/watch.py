@@ -8,6 +8,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from podctl import fetch
+from podctl import ledger as events
 from podctl.books import close_unseen
 from podctl.errors import PodctlError, PodGone, Unreachable
 from podctl.fetch import Receipt
@@ -89,7 +90,9 @@ class Watcher:
         """The pod ended under us: what is known of the run by what came home, and its books."""
         run, now = self.run, self.clock.now()
         view = last_known(run, now)
-        close_unseen(run, ledger, provider_named(run.provider), now, "" if view.state == UNSEEN else view.state)
+        event = events.STOPPED if e.state == "stopped" else events.GONE
+        state = "" if view.state == UNSEEN else view.state
+        close_unseen(run, ledger, provider_named(run.provider), now, state, event=event)
         self.ui.live("")
         if view.state == UNSEEN:
             kept = "what it saved is on its volume" if run.detail.get("volume") else "and its data with it"
@@ -97,7 +100,7 @@ class Watcher:
                 f"{e.message}: {kept}", f"{self.podctl} train with the same file goes on with {run.id}"
             ) from e
         view = replace(view, run=ledger.runs()[run.id])
-        receipt = replace(fetch.receipt_from_home(view, self.podctl), pod="gone")
+        receipt = replace(fetch.receipt_from_home(view, self.podctl), pod=e.state)
         self.show_receipt(view, receipt)
         return receipt.exit_code
 

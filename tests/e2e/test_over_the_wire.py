@@ -1,6 +1,7 @@
 """A run on a machine that is reached over SSH: begun, left, cut off, come back to, stopped, resumed, fetched."""
 
 import base64
+import hashlib
 import json
 import os
 import shutil
@@ -174,7 +175,7 @@ def test_the_whole_way_over_a_link_that_breaks(machine: Machine, cli: Cli, tmp_p
     assert done.code == 0, done
     assert f"resumed from step {saved}".encode() in done.out
     assert the_run(machine) == run
-    assert "code is there already" in done.err
+    assert "code is there already" in done.err or machine.is_rented
 
     # fetched
     pulled = cli("pull", "--to", tmp_path / "pulled", timeout=120)
@@ -186,6 +187,46 @@ def test_the_whole_way_over_a_link_that_breaks(machine: Machine, cli: Cli, tmp_p
     assert b"told: ***" in log
     texts |= {f"environment of tmux {i}": text for i, text in enumerate(leaks.tmux)}
     leaks.assert_nowhere(machine.volume, cli.home, cli.project / ".podctl", *machine.disks, texts=texts)
+
+
+@pytest.mark.slow
+@pytest.mark.e2e
+@pytest.mark.timeout(400)
+def test_a_run_moves_to_another_pod_and_ends_with_the_same_parameters(cli: Cli, tmp_path: Path) -> None:
+    with runpod_machine(tmp_path) as machine:
+        cli.env |= {"MY_TOKEN": CANARY, **machine.env}
+        sim = machine.extra["sim"]
+        short = {"loop": {"steps": 120, "save_every_steps": 10}, "eval": {"every_steps": 60}}
+        file = experiment(cli, machine, **short)
+        assert cli("train", "-c", file, "--yes", "--detach", timeout=120).code == 0
+        until(lambda: any(progress(r) > 15 for r in machine.volume.glob("runs/tiny-*")), "steps")
+        run, first = the_run(machine), sim.pod()
+        assert cli("stop", timeout=120).code == 0
+        assert first.status == "EXITED"
+        assert 0 < status_step(run) < 120
+        spent = sim.bill()
+        sim.advance(3600)
+        assert sim.bill() == pytest.approx(spent, abs=0.01), "a pod that is switched off costs next to nothing"
+
+        sim.fill_host(first)
+        done = cli("train", "-c", file, "--yes", timeout=200)
+        assert done.code == 0, done
+        assert "its old machine is full" in done.err
+        assert the_run(machine) == run
+        assert [p.status for p in sim.pods(gone=True)] == ["TERMINATED", "TERMINATED"]
+        assert json.loads((run / "status.json").read_text())["attempt"] == 2
+
+        # the same without a break, and without a cloud
+        straight = cli("train", "-c", file, "--local", "--force-restart", timeout=200)
+        assert straight.code == 0, straight
+        ours, theirs = (weights(r / "checkpoints") for r in (run, cli.run_dir()))
+        assert ours == theirs
+
+
+def weights(checkpoints: Path) -> dict[str, str]:
+    """The hash of every file of the last checkpoint's model."""
+    last = max(p for p in checkpoints.glob("step-*") if (p / "COMPLETE").exists())
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted((last / "model").iterdir())}
 
 
 def status_step(run: Path) -> int:

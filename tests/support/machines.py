@@ -11,6 +11,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support import netpod
@@ -18,6 +19,9 @@ from support.netpod import NetPod
 from support.sshd import Sshd, masters
 
 from podctl.sim.sim import Sim
+
+
+JSON = {"Content-Type": "application/json", "User-Agent": "a test"}
 
 
 @dataclass
@@ -34,7 +38,11 @@ class Machine:
     restart: Callable[[], None]  # everything on it dies, the volume stays
     arguments: Callable[[], list[str]]  # the command lines of what runs there
     tmux_environments: Callable[[], list[bytes]]
-    extra: dict[str, object] = field(default_factory=dict)
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_rented(self) -> bool:
+        return "sim" in self.extra
 
     def cut_for(self, seconds: float) -> None:
         self.cut()
@@ -145,7 +153,7 @@ def runpod_machine(tmp: Path) -> Iterator[Machine]:
         def restart() -> None:
             request = urllib.request.Request(
                 f"{sim.url}/v2/pods/{sim.pod().id}/action", b'{"action": "restart"}',
-                {"Authorization": f"Bearer {sim.account_key}", "Content-Type": "application/json", "User-Agent": "a test"},
+                {**JSON, "Authorization": f"Bearer {sim.account_key}"},
             )  # fmt: skip
             with urllib.request.urlopen(request):
                 pass
