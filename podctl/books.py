@@ -8,8 +8,8 @@ from podctl import ledger as events
 from podctl.errors import PodctlError
 from podctl.ledger import Event, Ledger
 from podctl.pods import Run
-from podctl.providers.base import Provider, provider_named
-from podctl.runs import View
+from podctl.providers.base import Provider
+from podctl.runs import View, provider_of
 
 
 def cost_until(run: Run, until: float) -> float:
@@ -44,7 +44,7 @@ def close_all_unseen(views: Sequence[View], ledger: Ledger, now: float) -> list[
     """The same views, with the books closed of those whose pods were found to be no more."""
     found = []
     for v in views:
-        if v.pod_is_gone and close_unseen(v.run, ledger, provider_named(v.run.provider), now):
+        if v.pod_is_gone and close_unseen(v.run, ledger, provider_of(v.run), now):
             v = replace(v, run=ledger.runs()[v.run.id])
         found.append(v)
     return found

@@ -10,7 +10,7 @@ from podctl.ledger import GONE, Ledger
 from podctl.providers.base import provider_named
 from podctl.release import TERMINATE, end_run_pod
 from podctl.rent import end_pod
-from podctl.runs import open_ledger
+from podctl.runs import open_ledger, provider_of
 from podctl.stop import stop_run
 from podctl.ui import Ui, money
 from remote.clock import clock_from_env
@@ -25,7 +25,7 @@ def down_run(w: "Watcher", ledger: Ledger, *, yes: bool) -> int:
     run = w.run
     if not run.is_rented:
         raise BadInput(f"{run.id} is on a machine that nobody rented", f"podctl stop {run.id} ends the run")
-    provider = provider_named(run.provider)
+    provider = provider_of(run)
     pod = provider.get(run.pod)
     if pod.state == "gone":
         return w.pod_is_gone(PodGone(f"{run.pod_name} is gone already"), ledger) if run.gone_at is None else 0

@@ -19,8 +19,7 @@ from podctl import shell
 from podctl.errors import PodctlError
 from podctl.host import Host
 from podctl.pods import Run
-from podctl.providers.base import provider_named
-from podctl.runs import host_for, run_dir
+from podctl.runs import host_for, provider_of, run_dir
 from podctl.shell import catching
 from podctl.ui import Ui
 from remote.rundir import RUN_ENV, VOLUME_ENV
@@ -100,7 +99,7 @@ def enter(run: Run, ui: Ui, *, tmux: bool = False) -> int:
 
 def _proxied(run: Run) -> str:
     """The provider's own way to a shell, where a pod that is on has no address of its own; else ""."""
-    pod = provider_named(run.provider).get(run.pod)
+    pod = provider_of(run).get(run.pod)
     return pod.proxy if pod.state == "running" and pod.ssh is None else ""
 
 

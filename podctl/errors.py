@@ -6,6 +6,7 @@ PodctlError                  1   the run failed, or nothing better is known
 ├── NoRights                 3   a key, rights or balance
 ├── NoCapacity               4   nobody rents out such a machine now
 ├── ProviderUnclear          5   the provider gave no clear answer; a machine may have been made
+│   └── NothingSent          5   the request never left: nothing was made
 ├── Unreachable              6   the pod does not answer
 │   ├── Untrusted            6   another answers, or it lets none of our keys in: trying again is no use
 │   └── PodGone              6   its provider has it no more, or has stopped it
@@ -59,6 +60,10 @@ class NoCapacity(PodctlError):
 
 class ProviderUnclear(PodctlError):
     exit_code = 5
+
+
+class NothingSent(ProviderUnclear):
+    """No connection: what was asked for was not asked."""
 
 
 class Unreachable(PodctlError):

@@ -111,7 +111,7 @@ def prepare(
     settings = load_settings(project.root)
     refuse_tracked_keys(project.root)
     experiment = checked_experiment(order, settings)
-    provider = provider_named(experiment.pod.provider)
+    provider = provider_named(experiment.pod.provider, project.root)
     refuse_what_is_missing(experiment)
     lineage = experiment.name + ("-debug" if order.debug else "")
     held = contextlib.nullcontext() if look_only else events.starting(state_dir(), project.id, lineage)

@@ -11,9 +11,9 @@ from podctl.errors import PodctlError
 from podctl.host import Host
 from podctl.ledger import Event, Ledger
 from podctl.pods import Pod, Run
-from podctl.providers.base import Provider, provider_named
+from podctl.providers.base import Provider
 from podctl.rent import end_pod
-from podctl.runs import View
+from podctl.runs import View, provider_of
 from podctl.ui import Ui, money
 from remote.clock import Clock, duration
 from remote.rundir import STOPPED, SUCCEEDED
@@ -47,7 +47,7 @@ def release(view: View, host: Host, ledger: Ledger, clock: Clock, ui: Ui, ending
     it. Raises PodctlError naming the pod where it goes on.
     """
     run = ledger.runs()[view.run.id]
-    provider = provider_named(run.provider)
+    provider = provider_of(run)
     if run.gone_at is not None:
         return Released("gone", run.usd_billed)
     others = _others(run, host)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from podctl import ledger as events
-from podctl.errors import BadInput, NoCapacity, PodctlError, ProviderUnclear
+from podctl.errors import BadInput, NoCapacity, NothingSent, OfferRefused, PodctlError, ProviderUnclear
 from podctl.podname import parse_pod_name
 from podctl.pods import Boot, Offer, Pod, PodSpec
 from podctl.providers.base import Provider
@@ -130,7 +130,7 @@ class Renting:
         for offer in wish.offers:
             try:
                 pod = self._create_one(wish, offer)
-            except (NoCapacity, BadInput) as e:
+            except (NoCapacity, OfferRefused) as e:
                 refused.append((offer, e))
                 self._ui.note(f"{_named(offer)}: {e.message}")
                 continue
@@ -141,6 +141,8 @@ class Renting:
     def _create_one(self, wish: Wish, offer: Offer) -> Pod:
         try:
             pod = self.provider.create(wish.pod_name, offer, wish.spec, wish.boot)
+        except NothingSent:
+            raise
         except ProviderUnclear as e:
             self._ui.warn(f"{e.message}: looking whether it was made")
             made = self._reconciled(wish, e)
@@ -281,7 +283,8 @@ def _nobody_has_it(refused: Sequence[tuple[Offer, PodctlError]]) -> PodctlError:
     if not refused:
         return NoCapacity("there is nothing to rent", "widen pod.gpu or pod.data_centers")
     offer, last = refused[-1]
-    if all(isinstance(e, BadInput) for _, e in refused):
-        return BadInput(f"{_named(offer)} was refused: {last.message}", last.hint or "correct pod: in the file")
+    if isinstance(last, OfferRefused) and all(isinstance(e, OfferRefused) for _, e in refused):
+        why = last.detail or last.message
+        return BadInput(f"{_named(offer)} was refused: {why}", last.hint or "correct pod: in the file")
     tried = ", ".join(dict.fromkeys(_named(o) for o, _ in refused))
     return NoCapacity(f"all sold out: {tried}", "add GPUs to pod.gpu, or try again later; nothing is rented")

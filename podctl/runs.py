@@ -14,7 +14,7 @@ from podctl.host import Host, host_of
 from podctl.ledger import Ledger, newest
 from podctl.plan import NEVER_STARTED, UNSEEN
 from podctl.pods import Pod, Run
-from podctl.providers.base import provider_named
+from podctl.providers.base import Provider, provider_named
 from podctl.settings import state_dir
 from podctl.shell import TIMED_OUT
 from remote.files import read_json
@@ -147,7 +147,13 @@ def is_gone(run: Run) -> bool:
     """Was there a machine, and is there nothing of the run any more? What lies on a network volume outlives its pod."""
     if not run.pod or run.detail.get("volume"):
         return False
-    return provider_named(run.provider).get(run.pod).state == "gone"
+    return provider_of(run).get(run.pod).state == "gone"
+
+
+def provider_of(run: Run) -> Provider:
+    """Who rents out the run's machine, by the keys of its own project."""
+    root = str(run.detail.get("project_root") or "")
+    return provider_named(run.provider, Path(root) if root and Path(root).is_dir() else None)
 
 
 def host_for(run: Run) -> Host:
@@ -159,10 +165,10 @@ def host_for(run: Run) -> Host:
         from podctl.rented import RentedHost
 
         key = str(run.detail.get("host_key") or "")
-        return RentedHost(provider_named(run.provider), run.pod, run.pod_name or run.pod, key)
+        return RentedHost(provider_of(run), run.pod, run.pod_name or run.pod, key)
     if is_gone(run):
         raise PodctlError(f"the machine of {run.id} is gone, and its volume with it", "was PODCTL_HOME moved?")
-    return host_of(provider_named(run.provider).get(run.pod))
+    return host_of(provider_of(run).get(run.pod))
 
 
 def pod_for(run: Run) -> Pod:
@@ -173,7 +179,7 @@ def pod_for(run: Run) -> Pod:
 
         assert isinstance(host, RentedHost)
         return host.pod
-    return provider_named(run.provider).get(run.pod)
+    return provider_of(run).get(run.pod)
 
 
 def results_dir(run: Run) -> Path:

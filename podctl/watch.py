@@ -21,9 +21,8 @@ from podctl.localhost import LocalHost
 from podctl.mirror import Mirror
 from podctl.plan import NEVER_STARTED, UNSEEN
 from podctl.pods import Run
-from podctl.providers.base import provider_named
 from podctl.release import Ending, release
-from podctl.runs import View, last_known, look, results_dir, run_dir
+from podctl.runs import View, last_known, look, provider_of, results_dir, run_dir
 from podctl.ui import Ui, money
 from remote.clock import Clock, duration
 from remote.rundir import FAILED, LOST, STOPPED, SUCCEEDED
@@ -92,7 +91,7 @@ class Watcher:
         view = last_known(run, now)
         event = events.STOPPED if e.state == "stopped" else events.GONE
         state = "" if view.state == UNSEEN else view.state
-        close_unseen(run, ledger, provider_named(run.provider), now, state, event=event)
+        close_unseen(run, ledger, provider_of(run), now, state, event=event)
         self.ui.live("")
         if view.state == UNSEEN:
             kept = "what it saved is on its volume" if run.detail.get("volume") else "and its data with it"

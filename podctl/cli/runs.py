@@ -37,8 +37,7 @@ def status(run: RunWord = "", as_json: AsJson = False) -> int:
     from podctl.books import close_unseen
     from podctl.cli import program
     from podctl.errors import PodGone
-    from podctl.providers.base import provider_named
-    from podctl.runs import host_for, last_known, look
+    from podctl.runs import host_for, last_known, look, provider_of
     from podctl.ui import Ui
     from remote.clock import clock_from_env
 
@@ -47,7 +46,7 @@ def status(run: RunWord = "", as_json: AsJson = False) -> int:
     try:
         report.show_one(ui, look(found, host, now), host, program())
     except PodGone as e:
-        close_unseen(found, ledger, provider_named(found.provider), now)
+        close_unseen(found, ledger, provider_of(found), now)
         report.show_gone(ui, last_known(ledger.runs()[found.id], now), e, program())
     return 0
 

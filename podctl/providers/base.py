@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Protocol
 
 from podctl.errors import BadInput
@@ -82,10 +83,12 @@ class Stores(Protocol):
         ...
 
 
-def provider_named(name: str) -> Provider:
-    """The provider of that name. Raises BadInput naming the known ones."""
+def provider_named(name: str, project_root: Path | None = None) -> Provider:
+    """The provider of that name, with the keys of a project, or of the one that we are in. Raises BadInput naming the
+    known ones."""
     if name not in PROVIDERS:
         raise BadInput(f"there is no provider {name!r}", f"pod.provider is one of: {', '.join(PROVIDERS)}")
     module, cls = PROVIDERS[name].split(":")
-    provider: Provider = getattr(import_module(module), cls)()
+    kind = getattr(import_module(module), cls)
+    provider: Provider = kind(project_root=project_root) if kind.can.rents else kind()
     return provider

@@ -6,7 +6,15 @@ import pytest
 from support.renter import HandClock, Renter, at_once, makes, sold_out
 
 from podctl import ledger as events
-from podctl.errors import BadInput, NoCapacity, NoRights, PodctlError, ProviderUnclear
+from podctl.errors import (
+    BadInput,
+    NoCapacity,
+    NoRights,
+    NothingSent,
+    OfferRefused,
+    PodctlError,
+    ProviderUnclear,
+)
 from podctl.podname import make_pod_name
 from podctl.pods import Boot, Offer, PodSpec
 from podctl.rent import Renting, Wish, end_pod
@@ -57,13 +65,28 @@ def test_where_all_are_sold_out_nothing_is_rented_and_all_are_named(desk: Desk):
 
 
 def test_refusals_that_all_speak_of_the_request_are_the_requests_fault(desk: Desk):
-    desk.renter.script = [BadInput("disk too large"), BadInput("disk far too large")]
-    with pytest.raises(BadInput, match="disk far too large"):
+    desk.renter.script = [OfferRefused("refused", detail="too large"), OfferRefused("refused", detail="far too large")]
+    with pytest.raises(BadInput, match="far too large"):
         desk.obtain()
     mixed = Desk()
-    mixed.renter.script = [BadInput("disk too large"), sold_out()]
+    mixed.renter.script = [OfferRefused("disk too large"), sold_out()]
     with pytest.raises(NoCapacity):
         mixed.obtain()
+
+
+def test_a_mistake_that_every_offer_would_meet_is_told_at_once(desk: Desk):
+    desk.renter.script = [BadInput("unknown field")]
+    with pytest.raises(BadInput, match="unknown field"):
+        desk.obtain()
+    assert desk.renter.did("create") == ["H100"]
+
+
+def test_a_request_that_never_left_is_not_looked_for(desk: Desk):
+    began = desk.clock.t
+    desk.renter.script = [NothingSent("no network; nothing was made")]
+    with pytest.raises(NothingSent):
+        desk.obtain()
+    assert desk.clock.t == began
 
 
 def test_a_key_without_rights_asks_for_nothing_more(desk: Desk):

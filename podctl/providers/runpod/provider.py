@@ -2,9 +2,10 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from podctl.errors import BadInput, NoCapacity, PodctlError, ProviderUnclear
+from podctl.errors import BadInput, NoCapacity, NothingSent, PodctlError, ProviderUnclear
 from podctl.ownkey import own_key_path
 from podctl.pods import Balance, Boot, Can, Offer, Pod, PodSpec, Volume
 from podctl.providers.runpod import catalogue, graphql, shapes
@@ -36,7 +37,10 @@ class RunPodProvider:
         account: Account | None = None,
         clock: Clock | None = None,
         transport: "httpx.BaseTransport | None" = None,
+        *,
+        project_root: Path | None = None,
     ) -> None:
+        self._root = project_root
         self._account, self._clock, self._transport = account, clock or clock_from_env(), transport
         self._opened: Client | None = None
         self._volumes: dict[str, Volume] = {}  # by what a person calls it
@@ -45,7 +49,7 @@ class RunPodProvider:
     def _client(self) -> Client:
         """Raises NoRights where there is no key."""
         if self._opened is None:
-            self._account = self._account or load_account()
+            self._account = self._account or load_account(project_root=self._root)
             self._opened = Client(self._account, self._clock, self._transport)
         return self._opened
 
@@ -120,7 +124,7 @@ class RunPodProvider:
                 raise ProviderUnclear(
                     f"{e.message}: a pod may have been made", "see what there is: podctl pods"
                 ) from None
-            raise ProviderUnclear(f"{e.message}; nothing was made", e.hint) from None
+            raise NothingSent(f"{e.message}; nothing was made", e.hint) from None
 
     def start(self, pod_id: str) -> Pod:
         """Start a stopped pod again; harmless again. Its address is another one, told by `get` in some time.
