@@ -48,6 +48,7 @@ MOUNTS: Schema = {
 CREATE_POD: Schema = {
     "type": "object",
     "required": ["name"],
+    "required_unless": {"image": "templateId"},
     "properties": CONTAINER
     | {
         "name": NAME,
@@ -68,7 +69,7 @@ CREATE_POD: Schema = {
         "mounts": MOUNTS,
         "startJupyter": FLAG,
         "startSsh": FLAG,
-        "templateId": TEXT,
+        "templateId": NAME,
     },
 }
 UPDATE_POD: Schema = {
@@ -120,6 +121,8 @@ def check(value: Any, schema: Schema, path: str = "$") -> list[str]:
     if value is None and schema.get("null"):
         return []
     kind = schema["type"]
+    if kind == "integer" and isinstance(value, float) and value.is_integer():
+        value = int(value)  # 1.0 is one in JSON Schema
     if not isinstance(value, TYPES[kind]) or (kind in ("integer", "number") and isinstance(value, bool)):
         return [f"{path}: got {_kind(value)}, want {kind}"]
     found: list[str] = []
@@ -143,6 +146,8 @@ def check(value: Any, schema: Schema, path: str = "$") -> list[str]:
 
 def _members(value: Mapping[str, Any], schema: Schema, path: str) -> list[str]:
     found = [f"{path}: missing property {name!r}" for name in schema.get("required", ()) if name not in value]
+    unless = schema.get("required_unless", {})
+    found += [f"{path}: missing property {n!r}" for n, other in unless.items() if n not in value and other not in value]
     if "values" in schema:  # a map: any name will do
         for name, member in value.items():
             found += check(member, schema["values"], f"{path}.{name}")

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ class Catalogue:
     stock: Stock
 
     @classmethod
+    @cache
     def shipped(cls) -> "Catalogue":
         text = (Path(__file__).parent / "catalogue.yaml").read_text(encoding="utf-8")
         return cls.read(yaml.safe_load(text))

@@ -209,6 +209,8 @@ class Cloud:
         """The machine dies: its containers are gone, what it says of them is old for a while, then ERROR."""
         pod = self.pod(pod_id)
         self._host(pod).dead = True
+        if not pod.is_paid_compute:
+            return
         self.effects.append(do.Halt(pod.id, 0.0))
         pod.boot += 1  # nothing of this start comes any more
         pod.cursed = "host-gone"

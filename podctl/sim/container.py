@@ -8,6 +8,7 @@ ssh's user is this one, and `/tmp/` in `args` is the pod's own folder.
 
 import contextlib
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -27,7 +28,8 @@ from podctl.sim.sshd import current_user, free_port, need_sshd
 from podctl.sim.stranger import StrangerSshd
 from podctl.sim.stubs import write_nvidia_smi
 
-START = Path(__file__).parent / "start.sh"
+HERE = Path(__file__).parent
+ROOT, START, INIT = HERE.parents[1], HERE / "start.sh", HERE / "podinit.py"
 
 
 @dataclass
@@ -35,8 +37,7 @@ class Container:
     """One start of a pod's container."""
 
     boot: int
-    main: "subprocess.Popen[bytes]"
-    known: set[Process]
+    first: "subprocess.Popen[bytes]"  # podinit.py
     kill_at: float | None = None
     told: bool = False  # that it has ended
 
@@ -60,11 +61,11 @@ class ProcessBackend:
             case do.OpenSsh():
                 (self._home(pod.id) / "gate").touch()
             case do.Term():
-                self._signal_main(pod.id, signal.SIGTERM)
+                self._signal_first(pod.id, signal.SIGTERM)
             case do.Halt(_, grace_s):
                 self._halt(pod.id, now, grace_s)
             case do.KillMain():
-                self._signal_main(pod.id, signal.SIGKILL)
+                self._signal_first(pod.id, signal.SIGUSR1)
             case do.Remove():
                 self._kill(pod.id)
                 shutil.rmtree(self._home(pod.id), ignore_errors=True)
@@ -76,7 +77,7 @@ class ProcessBackend:
     def look(self, now: float) -> Sequence[News]:
         news = []
         for id, container in list(self._containers.items()):
-            ended = container.main.poll() is not None
+            ended = container.first.poll() is not None or (self._home(id) / "ended").exists()
             news += [News(id, container.boot, line) for line in self._new_lines(id)]
             if container.kill_at is not None and (ended or now >= container.kill_at):
                 self._kill(id)
@@ -104,12 +105,13 @@ class ProcessBackend:
     def processes(self, pod_id: str) -> set[Process]:
         """All that run in a pod now."""
         container = self._containers.get(pod_id)
-        return tree([container.main.pid] if container else [], self._mark(pod_id))
+        return tree([container.first.pid] if container else [], self._mark(pod_id))
 
     def main_pid(self, pod_id: str) -> int | None:
         """Its main program's."""
-        container = self._containers.get(pod_id)
-        return container.main.pid if container and container.main.poll() is None else None
+        with contextlib.suppress(OSError, ValueError):
+            return None if (self._home(pod_id) / "ended").exists() else int((self._home(pod_id) / "main").read_text())
+        return None
 
     def close(self) -> None:
         for id in list(self._containers):
@@ -132,20 +134,19 @@ class ProcessBackend:
         write_nvidia_smi(disk / "bin" / "nvidia-smi", pod.wish.gpu, 0 if pod.zero_gpu else pod.wish.count)
         if pod.has_own_disk:
             self._own_disk(pod.id).mkdir(parents=True, exist_ok=True)
+        for name in ("main", "ended"):
+            (home / name).unlink(missing_ok=True)
+        argv = [sys.executable, "-I", "-S", str(INIT), str(ROOT), str(home), self._mark(pod.id), *self._argv(pod)]
         with (home / "log").open("ab") as log:
-            try:
-                main = subprocess.Popen(
-                    self._argv(pod), env=self._env(pod), cwd=disk / "root", stdin=subprocess.DEVNULL, stdout=log,
-                    stderr=subprocess.STDOUT, start_new_session=True,
-                )  # fmt: skip
-            except OSError as e:  # as a container runtime: it says so, and tries again later
-                log.write(f"exec: {e.filename}: {e.strerror}\n".encode())
-                main = subprocess.Popen(["/bin/sh", "-c", "exit 127"], stdin=subprocess.DEVNULL)
-        self._containers[pod.id] = Container(pod.boot, main, set())
+            first = subprocess.Popen(
+                argv, env=self._env(pod), cwd=disk / "root", stdin=subprocess.PIPE, stdout=log,
+                stderr=subprocess.STDOUT, start_new_session=True,
+            )  # fmt: skip
+        self._containers[pod.id] = Container(pod.boot, first)
 
     def _argv(self, pod: Pod) -> list[str]:
         try:
-            words = shlex.split(pod.wish.args.replace("/tmp/", f"{self.disk_dir(pod.id)}/tmp/"))
+            words = shlex.split(re.sub(r"(?<![\w.])/tmp/", f"{self.disk_dir(pod.id)}/tmp/", pod.wish.args))
         except ValueError:
             words = ["/bin/sh", "-c", f"echo args: {shlex.quote(pod.wish.args)}: no closing quotation; exit 127"]
         return words or ["/bin/sh", str(START)]
@@ -176,23 +177,24 @@ class ProcessBackend:
         if grace_s <= 0:
             self._kill(id)
             return
-        container.known |= self.processes(id)
         container.kill_at = now + grace_s
-        self._signal_main(id, signal.SIGTERM)
+        self._signal_first(id, signal.SIGTERM)
 
     def _kill(self, id: str) -> None:
         container = self._containers.pop(id, None)
         if container is None:
             return
-        end_all([container.main.pid], self._mark(id), container.known)
-        container.main.wait()
+        end_all([container.first.pid], self._mark(id))
+        container.first.wait()
+        if container.first.stdin:
+            container.first.stdin.close()
 
-    def _signal_main(self, id: str, number: int) -> None:
+    def _signal_first(self, id: str, number: int) -> None:
+        """It passes it on to the main program."""
         container = self._containers.get(id)
-        if container is not None and container.main.poll() is None:
-            container.known |= self.processes(id)  # once its parent is gone a process is nobody's child
+        if container is not None and container.first.poll() is None:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(container.main.pid, number)
+                os.kill(container.first.pid, number)
 
     def _new_lines(self, id: str) -> list[str]:
         offset, rest = self._read.get(id, (0, b""))

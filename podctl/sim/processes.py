@@ -38,17 +38,20 @@ def tree(roots: Iterable[int], mark: str) -> set[Process]:
     return {p for p in found if p.pid != os.getpid()}
 
 
-def end_all(roots: Iterable[int], mark: str, known: Iterable[Process] = ()) -> None:
-    """SIGKILL to every one, and to those that they start meanwhile, until there are none."""
-    until = time.monotonic() + PATIENCE_S
-    suspects = set(known)
+def end_all(roots: Iterable[int], mark: str) -> None:
+    """SIGKILL to every one, and to those that they start meanwhile, until there are none; to the roots last.
+
+    Roots adopt what loses its parent (`podinit.py`), so while they live all can be found.
+    """
+    roots, until = list(roots), time.monotonic() + PATIENCE_S
+    suspects: set[Process] = set()
     while time.monotonic() < until:
         alive = _alive()
         still = {p for p in suspects if p.pid in alive and alive[p.pid].born == p.born}
         still |= tree([*roots, *(p.pid for p in still)], mark)
         if not still:
             return
-        for p in still:
+        for p in {p for p in still if p.pid not in set(roots)} or still:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(p.pid, signal.SIGKILL)
         suspects |= still

@@ -94,7 +94,8 @@ class Rest:
     def _list_pods(self, request: Request, caller: Caller, _: str) -> Answer:
         stale = self._takes("stale-list", request)
         shown = []
-        for pod in self.cloud.live():
+        self.cloud.settle()
+        for pod in reversed(self.cloud.pods.values()):  # the newest first
             if pod.hidden_reads:
                 pod.hidden_reads -= 1
                 continue

@@ -56,6 +56,7 @@ class Sim:
         root = root.resolve()
         root.mkdir(parents=True, exist_ok=True)
         self.root, self.account_key = root, ACCOUNT_KEY
+        self._web = Web(lambda request: self.front.answer(request), port)  # first: the port may be taken
         self.clock = VirtualClock(root / "clock", rate)
         self.faults = Faults()
         self.faults.add(*faults)
@@ -69,7 +70,6 @@ class Sim:
         )  # fmt: skip
         self.cloud.look = lambda pod, t: pod_json(pod, t, self.backend.outlook)
         self.front = Front(self.cloud, self.backend.outlook, rights or PodRights(), self.account_key, self._locked)
-        self._web = Web(self.front.answer, port)
         self._thread = threading.Thread(target=self._run, name="sim-cloud", daemon=True)
 
     def __enter__(self) -> Self:

@@ -3,13 +3,6 @@
 import json
 
 import pytest
-from support.openapi import OpenApi
-
-
-@pytest.fixture(scope="module")
-def spec() -> OpenApi:
-    return OpenApi.runpod()
-
 
 BODY = {
     "name": "pc-me-demo",
