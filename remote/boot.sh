@@ -47,7 +47,11 @@ elapsed() { # $now: seconds that went by, whatever the clock on the wall says
   fi
 }
 
-nap() { sleep "$tick" 2>/dev/null || sleep 1; }
+nap() { # shorter while somebody may be about to arm: they wait, and pay
+  pause=$tick
+  case $tick in 0*) ;; *) [ -n "${watchdog:-}" ] || pause=1 ;; esac
+  sleep "$pause" 2>/dev/null || sleep 1
+}
 
 # --- the way of the container: who it is, then the image's own start ---
 

@@ -68,6 +68,7 @@ class Watchdog:
         self._unsure: Optional[float] = None  # since when an ending waits for one more look
         self._savers: Dict[str, Limited] = {}
         self._complained: Dict[str, str] = {}
+        self._kept: Dict[Path, Tuple[Any, bytes]] = {}  # file → what it was last, and its text
 
     def run(self) -> int:
         self._say("watches over boot {}, pid {}".format(self._boot.boot, os.getpid()))
@@ -97,6 +98,7 @@ class Watchdog:
         return looked or time.monotonic() > self._unsure + 2 * self._look_limit_s
 
     def _lap(self) -> Act:
+        self._keep_files()
         claims = self._claims()
         for claim in claims:
             self._look(claim)
@@ -111,6 +113,25 @@ class Watchdog:
             if claim.run_id in act.save and claim.serial not in self._savers:
                 self._ask_to_save(claim)
         return act
+
+    def _keep_files(self) -> None:
+        """Somebody may empty the machine's tmpfs to make room: what was agreed on is written down again."""
+        if self._files.boot.exists():
+            paths = [self._files.boot, self._files.armed, self._files.verdict, *self._files.claims.glob("*.json")]
+            if HERE.parent.parent == self._files.root / "tool":
+                paths += HERE.glob("*.py")
+            for path in paths:
+                try:
+                    about = (os.stat(str(path)).st_mtime_ns, os.stat(str(path)).st_ino)
+                    if self._kept.get(path, (None, b""))[0] != about:
+                        self._kept[path] = (about, path.read_bytes())
+                except OSError:
+                    continue
+        elif self._kept:
+            self._say("{} was emptied: it is filled again".format(self._files))
+            for path, (_, data) in self._kept.items():
+                path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                write_atomic(path, data, mode=0o600, durable=False)
 
     def _claims(self) -> List[Claim]:
         claims = []
@@ -176,9 +197,11 @@ class Watchdog:
     def _note(self, run_id: str, record: "_Record") -> None:
         """Kept beside, for the watchdog that comes after this one."""
         self._records[run_id] = record
-        write_json(
-            self._files.watch, {"boot": self._boot.boot, "runs": {k: r.json() for k, r in self._records.items()}}
-        )
+        runs = {k: r.json() for k, r in self._records.items()}
+        try:
+            write_json(self._files.watch, {"boot": self._boot.boot, "runs": runs})
+        except OSError as e:
+            self._complain("watch", "cannot write {}: {}".format(self._files.watch, e))
 
     def _ask_to_save(self, claim: Claim) -> None:
         self._say("{} is asked to save: its deadline is near".format(claim.run_id))
@@ -262,7 +285,7 @@ class Watchdog:
         while True:
             if time.monotonic() - self._good_at < STUCK_S:
                 try:
-                    write_atomic(self._files.alive, b"%d\n" % time.monotonic_ns(), durable=False)
+                    _write_in_place(self._files.alive, b"%020d\n" % time.monotonic_ns())
                 except OSError as e:
                     self._complain("alive", "cannot write {}: {}".format(self._files.alive, e))
             time.sleep(beat_s)
@@ -328,6 +351,19 @@ class _Record(NamedTuple):
 
     def json(self) -> List[Any]:
         return [self.serial, list(self.look.__dict__.values()), self.attempt, self.after_attempt]
+
+
+def _write_in_place(path: Path, data: bytes) -> None:
+    """Always of one length, over itself: that works on a tmpfs which a training has filled, where a new file does not.
+
+    A reader in the middle of it sees yet another number, which is as good.
+    """
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    fd = os.open(str(path), os.O_WRONLY | os.O_CREAT, 0o600)
+    try:
+        os.pwrite(fd, data, 0)
+    finally:
+        os.close(fd)
 
 
 def _read_records(files: GuardDir, boot: Boot) -> Dict[str, _Record]:
