@@ -90,6 +90,8 @@ class Cloud:
         gpu = self._gpu(wish)
         self._check_money(gpu, wish)
         host = self._place(wish)
+        if self.faults.take("no-image", self._occasion(wish=wish)):
+            raise Refused(422, f"Image {wish.image} was not found in its registry.")
         price = (wish.bid_usd if wish.bid_usd is not None else gpu.usd_per_hour(wish.cloud)) * wish.count
         pod = Pod(
             new_id(self.chance), self._with_keys(wish), host.id, host.data_center, f"rpa_pod_{new_id(self.chance, 32)}",
