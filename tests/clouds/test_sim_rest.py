@@ -312,9 +312,9 @@ def session(sim: Sim, seed: int, steps: int = 250) -> None:
     ids: list[str] = []
     volume = sim.create_volume().id
     faults = ["sold-out", "no-balance", "no-image", "spend-limit", "error-after-create", "cut-after-create",
-              "error-before-create", "hidden-pod", "host-full", "stale-list", "stale-status", "stale-port", "stop-ignored", "delete-ignored",
-              "rate-limited", "cloudflare", "cloudflare-after", "server-error", "logs-down", "no-machine", "pod-error",
-              "zero-gpu"]  # fmt: skip
+              "error-before-create", "hidden-pod", "host-full", "stale-list", "stale-status", "stale-port",
+              "stop-ignored", "delete-ignored", "rate-limited", "cloudflare", "cloudflare-after", "server-error",
+              "logs-down", "no-machine", "pod-error", "zero-gpu"]  # fmt: skip
     lasting = ["unknown-keys", "unknown-status", "paged"]
 
     def create() -> None:
