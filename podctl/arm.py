@@ -1,5 +1,6 @@
 """Arming a pod's watchdog: the run's claim on the machine, and what the watchdog says it may do (docs/adr/0013)."""
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -12,6 +13,7 @@ from podctl.host import Host
 from podctl.pods import Run
 from podctl.runs import tool_argv
 from podctl.sending import answer_of
+from remote.rundir import FINAL, LOST
 
 LEVELS = ("none", "read", "allowed", "drilled")
 ENOUGH = "allowed"
@@ -75,7 +77,7 @@ class Verdict:
 def arm(host: Host, facts: Facts, tool_dir: PurePosixPath, guard_dir: PurePosixPath, claim: Claim) -> Verdict:
     """Leave the claim, start the watchdog, hear its verdict. Raises PodctlError where there is none, Unreachable."""
     script = tool_dir / "remote" / "guard.py"
-    order = {"claim": asdict(claim), "python": facts.python, "guard": str(script), "wait_s": VERDICT_S}
+    order = {"claim": asdict(claim), "python": facts.python, "wait_s": VERDICT_S}
     argv = python_words(facts, script, "arm", str(guard_dir))
     result = host.run(argv, stdin=json.dumps(order), timeout_s=VERDICT_S + 30)
     answer = answer_of(result.stdout)
@@ -105,11 +107,24 @@ def hold(host: Host, facts: Facts, tool_dir: PurePosixPath, guard_dir: PurePosix
         raise PodctlError(f"the watchdog on {host.name} does not keep it: {said}")
 
 
-def tell_fetched(run: Run, host: Host) -> list[str]:
-    """The results are home. The ids of other runs that still have a claim. Raises PodctlError, Unreachable."""
+def others_on(run: Run, host: Host) -> list[str]:
+    """The ids of other runs that still have a claim on the run's pod. Raises PodctlError, Unreachable."""
+    answer = _ask_guard(run, host, "status")
+    ended = set()
+    for run_id, record in (answer.get("watch") or {}).get("runs", {}).items():
+        with contextlib.suppress(LookupError, TypeError):
+            if record[1][0] in FINAL | {LOST}:
+                ended.add(run_id)
+    return sorted(r for r in answer.get("claims") or {} if r != run.id and r not in ended)
+
+
+def tell_fetched(run: Run, host: Host) -> None:
+    """The results are home: the watchdog need not wait. Raises PodctlError, Unreachable."""
+    _ask_guard(run, host, "fetched", run.id)
+
+
+def _ask_guard(run: Run, host: Host, verb: str, *words: str) -> dict[str, Any]:
     guard_dir = str(run.detail.get("guard_dir") or "")
     if not guard_dir or "tool_dir" not in run.detail:
-        return []
-    result = host.run([*tool_argv(run, "guard.py"), "fetched", guard_dir, run.id], timeout_s=20)
-    answer = answer_of(result.stdout) or {}
-    return [str(r) for r in answer.get("others") or []]
+        return {}
+    return answer_of(host.run([*tool_argv(run, "guard.py"), verb, guard_dir, *words], timeout_s=20).stdout) or {}

@@ -1,12 +1,13 @@
 """What becomes of a rented pod once its run is over: given back, switched off, or kept as was asked."""
 
+import contextlib
 from dataclasses import dataclass
 from typing import Any
 
 from podctl import ledger as events
-from podctl.arm import tell_fetched
+from podctl.arm import others_on, tell_fetched
 from podctl.books import close_pod, cost_until
-from podctl.errors import PodctlError, Unreachable
+from podctl.errors import PodctlError
 from podctl.host import Host
 from podctl.ledger import Event, Ledger
 from podctl.pods import Pod, Run
@@ -15,7 +16,7 @@ from podctl.rent import end_pod
 from podctl.runs import View
 from podctl.ui import Ui, money
 from remote.clock import Clock, duration
-from remote.rundir import SUCCEEDED
+from remote.rundir import STOPPED, SUCCEEDED
 
 STOP, TERMINATE = "stop", "terminate"
 Ending = str | dict[str, Any]  # "stop", "terminate", {"hold_s": 1800}
@@ -29,8 +30,12 @@ class Released:
     usd: float
 
 
-def ending_of(run: Run, state: str) -> Ending:
-    """What the experiment says: as it was told when the pod was rented."""
+def ending_of(view: View) -> Ending:
+    """What the experiment says, as it was told when the pod was rented. Whoever had it stopped wants to go on some
+    time: its pod is switched off, by whichever command is first."""
+    run, state = view.run, view.state
+    if state == STOPPED and view.status is not None and not view.status.limit:
+        return STOP
     told: Any = run.detail.get("on_success" if state == SUCCEEDED else "on_failure")
     return told if isinstance(told, str | dict) and told else TERMINATE
 
@@ -45,9 +50,9 @@ def release(view: View, host: Host, ledger: Ledger, clock: Clock, ui: Ui, ending
     provider = provider_named(run.provider)
     if run.gone_at is not None:
         return Released("gone", run.usd_billed)
-    others = _tell(run, host)
+    others = _others(run, host)
     so_far = run.usd_billed + cost_until(run, clock.now())
-    ending = ending if ending is not None else ending_of(run, view.state)
+    ending = ending if ending is not None else ending_of(view)
     if others:
         ui.note(f"its pod goes on with {', '.join(others)}")
         return Released("kept", so_far)
@@ -57,7 +62,12 @@ def release(view: View, host: Host, ledger: Ledger, clock: Clock, ui: Ui, ending
         ui.warn(f"{run.pod_name} stays for {duration(hold_s)}, as asked, at {money(run.usd_per_hour)} an hour")
         ui.hint(f"podctl down {run.id}    to give it back now")
         return Released("kept", so_far)
-    return end_run_pod(run, provider, ledger, clock, ui, ending, view.state)
+    try:
+        return end_run_pod(run, provider, ledger, clock, ui, ending, view.state)
+    except PodctlError:
+        with contextlib.suppress(PodctlError):  # then its watchdog does it, and at once
+            tell_fetched(run, host)
+        raise
 
 
 def end_run_pod(
@@ -82,11 +92,11 @@ def record(ledger: Ledger, run: Run, now: float, event: str, **detail: Any) -> N
     ledger.append(Event(now, event, run.id, run.project, run.provider, run.name, run.pod, detail=detail))
 
 
-def _tell(run: Run, host: Host) -> list[str]:
-    """Tell the pod's watchdog that the results are home; the ids of other runs that still need the machine."""
+def _others(run: Run, host: Host) -> list[str]:
+    """The ids of other runs that still need the machine."""
     try:
-        return tell_fetched(run, host)
-    except (Unreachable, PodctlError):
+        return others_on(run, host)
+    except PodctlError:
         return []
 
 

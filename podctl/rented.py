@@ -3,6 +3,7 @@
 import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import TypeVar
@@ -44,7 +45,7 @@ class RentedHost:
 
     @contextlib.contextmanager
     def stream(self, argv: Sequence[str], *, stdin: Iterable[bytes] | None = None) -> Iterator[Stream]:
-        with self._noticing(), self._there().stream(argv, stdin=stdin) as stream:
+        with self._noticing(), self._entered(lambda h: h.stream(argv, stdin=stdin)) as stream:
             yield stream
 
     def push(self, source: Path, target: PurePath, *, files_from: Sequence[str] = ()) -> None:
@@ -62,7 +63,7 @@ class RentedHost:
 
     @contextlib.contextmanager
     def forward(self, remote_port: int, local_port: int) -> Iterator[None]:
-        with self._noticing(), self._there().forward(remote_port, local_port):
+        with self._noticing(), self._entered(lambda h: h.forward(remote_port, local_port)):
             yield
 
     def terminal(self, argv: Sequence[str] = ()) -> int:
@@ -110,21 +111,28 @@ class RentedHost:
 
     def _through(self, call: Callable[[Host], T]) -> T:
         with self._noticing():
+            try:
+                return call(self._there())
+            except Untrusted:  # nothing was sent: where the pod has started anew since, its new key is asked for
+                if not self._has_moved():
+                    raise
             return call(self._there())
 
     @contextlib.contextmanager
+    def _entered(self, call: Callable[[Host], AbstractContextManager[T]]) -> Iterator[T]:
+        with contextlib.ExitStack() as stack:
+            yield self._through(lambda h: stack.enter_context(call(h)))
+
+    @contextlib.contextmanager
     def _noticing(self) -> Iterator[None]:
-        """What does not get through: is it still there, and at the same place? An address that another answers may be
-        an old one, so that is worth another try where the pod has moved."""
+        """What does not get through: is the pod still there, and at the same place?"""
         try:
             yield
-        except PodGone:
+        except (PodGone, Untrusted):
             raise
-        except Unreachable as e:
-            if time.monotonic() - self._looked_at >= LOOK_S or isinstance(e, Untrusted):
-                moved = self._has_moved()
-                if isinstance(e, Untrusted) and moved:
-                    raise Unreachable(e.message, e.hint) from e
+        except Unreachable:
+            if time.monotonic() - self._looked_at >= LOOK_S:
+                self._has_moved()
             raise
 
     def _has_moved(self) -> bool:

@@ -21,7 +21,7 @@ api=${PODCTL_RUNPOD_API_URL:-https://api.runpod.io/v2}
 graphql=${PODCTL_RUNPOD_GRAPHQL_URL:-https://api.runpod.io/graphql}
 case $grace in '' | *[!0-9]* | 0?*) grace=900 ;; esac
 [ "$end" = terminate ] || end=stop
-LOOKS=8        # unchanged in so many looks: a clock that leaps forward gives a living watchdog time to show it
+LOOKS=8        # so many looks at an unchanged heart: after a leap of the clock a watchdog has time to show that it lives
 HUNG_S=120     # a watchdog without a heartbeat for so long is killed and started again
 GAP_S=120      # a start this soon after the last look is a restart, and the count goes on
 TAKE_OVER_S=300 # a watchdog that has been ending the pod for so long gets help
@@ -52,7 +52,8 @@ nap() { sleep "$tick" 2>/dev/null || sleep 1; }
 # --- the way of the container: who it is, then the image's own start ---
 
 main() {
-  mask=$(umask)
+  elapsed
+  began=$now mask=$(umask)
   umask 077
   boot=$(od -An -N4 -tx1 /dev/urandom 2>/dev/null | tr -d ' \n')
   [ ${#boot} -eq 8 ] || boot=$(printf '%08x' "$(($(date +%s) ^ ($$ << 16) & 0xffffffff))" | cut -c1-8)
@@ -63,15 +64,15 @@ main() {
   if [ -n "$dir" ]; then # what an earlier start left is of no worth: its orders were for its own time
     for d in armed claims fetched holds alive verdict.json ending.json watch.json evidence tool log; do rm -rf "${dir:?}/$d"; done
     mkdir -p "$dir/claims" "$dir/fetched"
-    elapsed
     printf '{"schema": 1, "boot": "%s", "started_at": %s, "uptime_s": %s, "grace_s": %s, "end": "%s"}\n' \
-      "$boot" "$(date +%s)" "$now" "$grace" "$end" >"$dir/.boot" && mv -f "$dir/.boot" "$dir/boot.json"
+      "$boot" "$(date +%s)" "$began" "$grace" "$end" >"$dir/.boot" && mv -f "$dir/.boot" "$dir/boot.json"
   else
     dir=/nonexistent # the count goes on without one
     trouble "no folder for the guard can be made in /dev/shm or /tmp"
   fi
+  make_key # here, before the image's start looks for one: two makers at once end with one key and two stories
   if has setsid && [ -r "$0" ]; then
-    PODCTL_BOOT='' setsid sh "$0" guard "$boot" "$dir" </dev/null &
+    PODCTL_BOOT='' setsid sh "$0" guard "$boot" "$dir" "$began" </dev/null &
   else
     (guard) </dev/null &
   fi
@@ -112,7 +113,7 @@ guard() {
   { read -r kernel </proc/sys/kernel/random/boot_id; } 2>/dev/null
   if [ -n "${PODCTL_GUARD_DIR:-}" ]; then seen=$dir.seen; else seen=/tmp/podctl-guard.seen; fi
   elapsed
-  began=$now last=$now announced=$now changed=$now ending=''
+  last=$began announced=$now changed=$now ending=''
   # a container that dies and is started again must not get a new grace each time: where its disk is kept, so is the count
   { read -r was seen_at seen_last <"$seen"; } 2>/dev/null
   case "$seen_at$seen_last" in '' | *[!0-9]*) was='' ;; esac
@@ -124,7 +125,6 @@ guard() {
   fi
   case $key in *[\"\\]* | *"
 "*) trouble "RUNPOD_API_KEY holds a character that no key has" && key='' ;; esac
-  make_key
   install &
   while :; do
     lap
@@ -141,7 +141,7 @@ lap() {
     { echo "$kernel $now $last" >"$seen.new" && mv -f "$seen.new" "$seen"; } 2>/dev/null
     kept=$now
   fi
-  if [ $((now - last)) -ge "$grace" ] && [ $looks -ge $LOOKS ]; then
+  if [ $((now - last)) -ge "$grace" ] && { [ $looks -ge $LOOKS ] || [ ! -s "$dir/armed" ]; }; then
     end_pod "$end" "no watchdog has lived on this pod for $grace s"
   fi
   if [ -n "$ending" ] && [ $((now - ending)) -ge $TAKE_OVER_S ]; then
@@ -169,7 +169,7 @@ say_who() { # again for ten minutes: a look at the log reads its end
 make_key() {
   if [ ! -s "$host_key" ] && has ssh-keygen; then
     (umask 022 && mkdir -p "${host_key%/*}")
-    ssh-keygen -q -t ed25519 -N '' -C pod -f "$host_key" </dev/null >/dev/null 2>&1 || trouble "no host key can be made in ${host_key%/*}"
+    ssh-keygen -q -t ed25519 -N '' -C pod -f "$host_key" </dev/null >/dev/null 2>&1 || trouble "ssh-keygen cannot make $host_key"
   fi
   if [ -s "$host_key" ] && [ ! -s "$host_key.pub" ] && has ssh-keygen; then
     ssh-keygen -y -P '' -f "$host_key" >"$host_key.pub" 2>/dev/null </dev/null
@@ -327,7 +327,7 @@ by_runpodctl() { # "VERB NOUN": $answer as of post
 }
 
 if [ "${1:-}" = guard ]; then
-  boot=$2 dir=$3
+  boot=$2 dir=$3 began=$4
   guard
 fi
 main

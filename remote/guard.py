@@ -48,9 +48,9 @@ class Refused(Exception):
 def arm(files: GuardDir, order: Any) -> Dict[str, Any]:
     """Leave a run's claim, have the watchdog started, and wait for what it may do.
 
-    `python`: which the watchdog is to run on, else this one. `guard`: the path of its guard.py, else a copy of this
-    tool in DIR. Gives the verdict of this boot with `living`: has the watchdog's heart beaten since? Without a verdict
-    in time `routes` is empty and `best` is "none". Raises Refused where this pod ends, or no boot guard has started.
+    `python`: which the watchdog is to run on, else this one; it runs a copy of this tool in DIR. Gives the verdict of
+    this boot, with `living`: has the watchdog's heart beaten since? Without a verdict in time `routes` is empty and
+    `best` is "none". Raises Refused where this pod ends, or no boot guard has started.
     """
     boot = parse_boot(read_json(files.boot))
     if boot is None:
@@ -63,9 +63,9 @@ def arm(files: GuardDir, order: Any) -> Dict[str, Any]:
     except BadClaim as e:
         raise Refused("the claim is not complete: {}".format(e)) from e
     python = str(order.get("python") or sys.executable)
-    program = str(order.get("guard") or _own_copy(files))
-    if "\n" in python + program or not os.path.isfile(program):
-        raise Refused("there is no {} on this pod".format(program))
+    program = str(_own_copy(files))
+    if "\n" in python + program or not python:
+        raise Refused("{!r} is no Python to run the watchdog on".format(python))
     value = dict(order["claim"], schema=SCHEMA, serial=binascii.hexlify(os.urandom(8)).decode("ascii"))
     value["after_attempt"] = _attempts_so_far(claim.run_dir, claim.disk)
     for folder in (files.claims, files.fetched, files.holds):

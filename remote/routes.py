@@ -29,7 +29,7 @@ BODY_LIMIT = 200_000
 # what GraphQL says to somebody who may, of a pod that is in no state for it (no list of them is published)
 STATE_ERRORS = re.compile(
     r"already (running|started|resumed)|is (already )?running|not (stopped|exited|in an? (stopped|exited) state)"
-    r"|cannot (be )?(resumed?|started)|not enough free gpus|failed to resume",
+    r"|cannot (be )?(resumed?|started)|not valid for|not enough free gpus|failed to resume",
     re.IGNORECASE,
 )
 RIGHTS_ERRORS = re.compile(r"unauthori[sz]ed|forbidden|permission|not allowed|access denied|not authori[sz]ed", re.I)

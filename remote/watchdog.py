@@ -55,7 +55,7 @@ class Watchdog:
         self._boot = boot
         self._clock = clock_from_env()
         self._tick_s = _tick()
-        self._look_limit_s = min(LOOK_LIMIT_S, max(2.0, LOOK_LIMIT_S * self._tick_s / 5))
+        self._look_limit_s = min(LOOK_LIMIT_S, max(1.0, LOOK_LIMIT_S * self._tick_s / 5))
         self._me = routes.Self.from_env(os.environ)
         self._found: List[Tuple[Route, Found]] = [
             (r, Found(routes.NONE, "not asked yet", False)) for r in routes.ROUTES

@@ -315,6 +315,13 @@ def test_nobody_at_home_is_told_as_that(cloud: Cloud):
         made(cloud)
 
 
+@pytest.mark.parametrize("value", [b"\xff".decode("utf-8", "surrogateescape"), "a\0b"])
+def test_bytes_that_are_no_text_are_refused_by_name(cloud: Cloud, value: str):
+    with pytest.raises(BadInput, match=r"pod\.env\.LABEL"):
+        made(cloud, boot=Boot(env={"LABEL": value}))
+    assert cloud.requests == []
+
+
 def test_a_pod_whose_price_is_not_told_yet_costs_what_was_offered(cloud: Cloud):
     cloud.extra = {"cost": 0.0}
     assert made(cloud).usd_per_hour == OFFER.usd_per_hour
@@ -499,6 +506,13 @@ def test_stop_start_and_terminate_may_be_repeated(cloud: Cloud):
     provider.stop(pod.id)  # what is gone is stopped
 
 
+@pytest.mark.parametrize("answer", [httpx.Response(200), httpx.Response(200, json={}), httpx.Response(204)])
+def test_a_start_whose_answer_tells_nothing_is_looked_up(cloud: Cloud, answer: httpx.Response):
+    pod = made(cloud)
+    cloud.amiss[f"POST /pods/{pod.id}/action"] = [answer]
+    assert cloud.provider().start(pod.id).state == "starting"
+
+
 def test_a_start_tells_no_address_of_the_boot_before(cloud: Cloud):
     pod = made(cloud)
     cloud.run(pod.id)
@@ -571,23 +585,18 @@ def test_a_key_that_reads_but_can_not_stop_is_a_matter_of_rights(cloud: Cloud):
 # reads
 
 
-@pytest.mark.parametrize("trouble", [problem(503, "x"), PAGE, problem(429, "x"), refusing(httpx.ReadTimeout)])
+@pytest.mark.parametrize("trouble", [problem(503, "x"), PAGE, problem(429, "x"), refusing(httpx.ReadError)])
 def test_a_read_is_tried_again(cloud: Cloud, trouble):
     cloud.amiss["GET /pods"] = [trouble] * 3
     assert cloud.provider().list() == []
     assert cloud.clock.slept == [0.5, 1, 2]
 
 
-def test_a_read_gives_up_in_time(cloud: Cloud):
-    def slow(request: httpx.Request) -> httpx.Response:
-        cloud.clock.t += 30
-        raise httpx.ReadTimeout("timed out", request=request)
-
-    cloud.amiss["GET /pods"] = [slow] * 9
-    begun = cloud.clock.t
+def test_a_server_that_lets_us_wait_is_not_waited_for_four_times(cloud: Cloud):
+    cloud.amiss["GET /pods"] = [refusing(httpx.ReadTimeout)] * 9
     with pytest.raises(ProviderUnclear, match="did not answer in time"):
         cloud.provider().list()
-    assert cloud.clock.t - begun <= 90
+    assert len(cloud.requests) == 2
 
 
 @pytest.mark.parametrize("answer", [httpx.Response(200, json=[]), httpx.Response(200, json={"pods": None})])

@@ -69,6 +69,12 @@ def test_what_is_not_well_is_said_with_its_fix(changes: dict, level: str, about:
     assert verdict([finding]) == code
 
 
+def test_what_a_spot_pod_is_is_said():
+    (finding,) = [f for f in judge(SEEN, replace(SPEC, spot=True)) if f.level != OK]
+    assert (finding.level, finding.about) == (WARN, "spot")
+    assert "at any moment" in finding.text
+
+
 def test_looking_asks_and_changes_nothing():
     cloud = Cloud()
     cloud.volume("v1", "data", "EU-RO-1")

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import pytest
 from pydantic import SecretStr
@@ -44,8 +45,15 @@ def sim(tmp_path: Path) -> Iterator[Sim]:
 
 
 def provider_of(sim: Sim, key: str = "") -> RunPodProvider:
-    account = Account(SecretStr(key or sim.account_key), api_url=f"{sim.url}/v2", graphql_url=f"{sim.url}/graphql")
-    return RunPodProvider(account, ManualClock())
+    """The same for a key: reading this machine's certificates takes longer than most of these tests."""
+    known = _providers.setdefault(sim, {})
+    if key not in known:
+        account = Account(SecretStr(key or sim.account_key), api_url=f"{sim.url}/v2", graphql_url=f"{sim.url}/graphql")
+        known[key] = RunPodProvider(account, ManualClock())
+    return known[key]
+
+
+_providers: WeakKeyDictionary[Sim, dict[str, RunPodProvider]] = WeakKeyDictionary()
 
 
 def made(sim: Sim, spec: PodSpec = SPEC, offer: Offer = OFFER) -> Pod:
@@ -105,6 +113,7 @@ def test_a_pods_whole_life(sim: Sim):
         ("no-balance", NoRights, 0),
         ("error-after-create", ProviderUnclear, 1),
         ("cut-after-create", ProviderUnclear, 1),
+        ("hang-after-create", ProviderUnclear, 1),
         ("error-before-create", ProviderUnclear, 0),
         ("server-error", ProviderUnclear, 0),
         ("cloudflare", ProviderUnclear, 0),
@@ -112,7 +121,7 @@ def test_a_pods_whole_life(sim: Sim):
     ],
 )
 def test_each_way_that_a_create_fails_is_told_and_happens_once(sim: Sim, name: str, kind: type, pods: int):
-    sim.faults.add(Fault(name, times=1))
+    sim.faults.add(Fault(name, times=1, seconds=0.1))
     with pytest.raises(PodctlError) as e:
         made(sim)
     assert isinstance(e.value, kind)

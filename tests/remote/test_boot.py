@@ -53,7 +53,7 @@ def test_it_travels_in_an_environment_variable() -> None:
     assert len(BOOT.read_bytes()) * 4 / 3 < 24_000
 
 
-@pytest.mark.parametrize("name", SHELLS)
+@pytest.mark.parametrize("name", [SHELLS[0], *[pytest.param(s, marks=pytest.mark.slow) for s in SHELLS[1:]]])
 def test_a_pod_that_nobody_takes_over_ends_at_its_boot_grace(pod: GuardedPod, name: str) -> None:
     shell(pod, name)
     pod.boot()
@@ -112,6 +112,7 @@ def test_what_is_told_to_the_image_is_its_own_environment_without_the_script(pod
     assert f"{subprocess.run(['sh', '-c', 'umask'], capture_output=True, text=True).stdout.strip()}\n" in pod.log
 
 
+@pytest.mark.slow
 def test_the_guard_outlives_an_image_whose_start_fails(pod: GuardedPod) -> None:
     pod.program(pod.start, "#!/bin/sh\nexit 3\n")
     pod.boot()
@@ -136,10 +137,14 @@ def test_a_container_that_is_started_again_and_again_gets_one_grace(pod: Guarded
 
 def looks_since(pod: GuardedPod, seconds: int) -> bool:
     """Whether the guard has seen so much time go by without a watchdog."""
-    _, now, last = pod.seen.read_text().split()
+    try:
+        _, now, last = pod.seen.read_text().split()
+    except FileNotFoundError:
+        return False
     return int(now) - int(last) >= seconds
 
 
+@pytest.mark.slow
 def test_a_pod_that_was_stopped_and_is_started_later_gets_a_new_grace(pod: GuardedPod) -> None:
     pod.boot()
     pod.move_clock(800)
@@ -161,6 +166,7 @@ def test_a_clock_on_the_wall_that_jumps_ends_nothing(pod: GuardedPod) -> None:
     assert not looks_since(pod, 100)
 
 
+@pytest.mark.slow
 def test_a_stop_that_is_ignored_is_asked_for_again_every_minute_over_every_route(pod: GuardedPod) -> None:
     pod.end = "stop"
     pod.provider.ignores = True
@@ -191,6 +197,7 @@ def test_a_key_that_may_not_over_v2_is_tried_over_graphql_and_then_by_the_progra
     assert "Unauthorized" in ending["tried"][1]["answer"]
 
 
+@pytest.mark.slow
 def test_a_newer_program_is_spoken_to_in_its_own_words(pod: GuardedPod) -> None:
     pod.provider.rights = {"v2": "gone", "graphql": "gone"}
     pod.program(pod.bin / "runpodctl", f'#!/bin/sh\necho "$@" >>"{pod.root}/ran"\ntest "$1 $2" = "pod delete"\n')
@@ -200,6 +207,7 @@ def test_a_newer_program_is_spoken_to_in_its_own_words(pod: GuardedPod) -> None:
     assert (pod.root / "ran").read_text() == "remove pod pod0abc\npod delete pod0abc\n"
 
 
+@pytest.mark.slow
 def test_a_pod_that_cannot_be_destroyed_is_stopped(pod: GuardedPod) -> None:
     pod.provider.rights = {"v2": "stop", "graphql": "read"}
     pod.boot()
@@ -208,6 +216,7 @@ def test_a_pod_that_cannot_be_destroyed_is_stopped(pod: GuardedPod) -> None:
     assert pod.provider.state == "EXITED"
 
 
+@pytest.mark.slow
 def test_without_curl_python_asks(pod: GuardedPod) -> None:
     only(pod, "tmux")
     (pod.bin / "python3").symlink_to(sys.executable)
@@ -217,6 +226,7 @@ def test_without_curl_python_asks(pod: GuardedPod) -> None:
     assert pod.provider.agents == {"podctl-guard"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("missing", ["RUNPOD_API_KEY", "RUNPOD_POD_ID"])
 def test_a_pod_that_cannot_end_itself_says_so(pod: GuardedPod, missing: str) -> None:
     pod.environ[missing] = ""
@@ -226,7 +236,7 @@ def test_a_pod_that_cannot_end_itself_says_so(pod: GuardedPod, missing: str) -> 
     assert wait_until(lambda: pod.read("ending.json"), "an ending that was tried")["tried"]
 
 
-@pytest.mark.parametrize("grace", ["", "soon", "-5", "1e3", "0900"])
+@pytest.mark.parametrize("grace", ["", "soon", "-5", "0900"])
 def test_a_grace_that_is_none_is_the_usual_one(pod: GuardedPod, grace: str) -> None:
     pod.environ["PODCTL_GUARD_S"] = grace
     pod.boot()
@@ -242,12 +252,14 @@ def test_what_the_image_lacks_is_installed_beside_its_start_and_without_the_key(
     assert KEY not in (pod.root / "apt-env").read_text()
 
 
+@pytest.mark.slow
 def test_an_image_without_a_package_manager_says_what_it_lacks(pod: GuardedPod) -> None:
     only(pod, "curl")
     pod.boot()
     wait_until(lambda: "trouble=this image lacks tmux" in pod.log, "the trouble")
 
 
+@pytest.mark.slow
 def test_where_the_image_has_no_start_sshd_is_run_and_the_key_may_log_in(pod: GuardedPod) -> None:
     pod.start.unlink()
     pod.program(pod.bin / "sshd", f'#!/bin/sh\necho "$@" >>"{pod.root}/sshd"\nexec sleep 1000\n')
@@ -261,6 +273,7 @@ def test_where_the_image_has_no_start_sshd_is_run_and_the_key_may_log_in(pod: Gu
     assert is_alive(pod.starts[0].pid)
 
 
+@pytest.mark.slow
 def test_a_lying_provider_and_a_log_that_nobody_reads_hold_up_no_ending(pod: GuardedPod) -> None:
     read_end, write_end = os.pipe()  # a container log whose reader is gone
     env = pod.env

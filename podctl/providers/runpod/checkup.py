@@ -83,6 +83,9 @@ def judge(seen: Seen, spec: PodSpec) -> Iterator[Finding]:
     else:
         v = seen.volume
         yield say(OK, "volume", f"volume {v.name} ({v.id}), {v.size_gb} GB in {v.data_center}")
+    if spec.spot:
+        text = "pod.spot: taken away at any moment with 5 s of notice; rented over RunPod's old API, which is going"
+        yield say(WARN, "spot", text, "checkpoint often: what is not saved is lost; or pod.spot: false")
     if isinstance(seen.offers, PodctlError):
         fault = finding_of(seen.offers, WHERE, "gpu")
         sold_out = seen.offers.exit_code == 4  # an hour later it may be another story

@@ -1,7 +1,8 @@
 """RunPod's API as HTTP: one key, own User-Agent, time-outs, and trying again only where that can do no harm."""
 
 import json
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
@@ -19,16 +20,16 @@ READ_S, CREATE_S = 30.0, 60.0  # as RunPod's own examples wait
 TRIES = 4
 FIRST_WAIT_S = 0.5
 LONGEST_WAIT_S = 20.0  # a call returns promptly: who is told to wait longer is told so
-ALL_TRIES_S = 45.0  # no new try after so long
+TRIES_IN_VAIN = 2  # after so many reads that timed out it is not worth another half minute
 MAX_PAGES = 1000
 
 
 class NoAnswer(ProviderUnclear):
-    """Nothing came back. `sent`: the request may have arrived."""
+    """Nothing came back. `sent`: the request may have arrived; `timed_out`: it was waited for in vain."""
 
-    def __init__(self, message: str, hint: str, sent: bool) -> None:
+    def __init__(self, message: str, hint: str, sent: bool, timed_out: bool) -> None:
         super().__init__(message, hint)
-        self.sent = sent
+        self.sent, self.timed_out = sent, timed_out
 
 
 class Client:
@@ -79,14 +80,21 @@ class Client:
             asked["cursor"] = cursor
         return found
 
-    def lines(self, path: str, params: Mapping[str, Any], quiet_s: float, longest_s: float) -> Iterator[str]:
+    def lines(
+        self,
+        path: str,
+        params: Mapping[str, Any],
+        quiet_s: float,
+        longest_s: float,
+        elapsed: Callable[[], float] = time.monotonic,  # a socket's silence is real time, whatever the clock says
+    ) -> Iterator[str]:
         """An event stream line by line, until it is quiet for so long, ends, or has taken its time.
 
-        Raises the first line's fault: PodctlError. A cut in the middle ends it.
+        Raises Fault for another answer than a stream, ProviderUnclear for none. A cut in the middle ends it.
         """
         import httpx
 
-        begun = self._clock.elapsed()
+        begun = elapsed()
         # the headers may take their time, the silence afterwards may not; httpcore reads this value at each read
         limits = {"connect": READ_S, "read": READ_S, "write": READ_S, "pool": READ_S}
         http = self._opened()
@@ -103,7 +111,7 @@ class Client:
             limits["read"] = quiet_s
             for line in response.iter_lines():
                 yield line
-                if self._clock.elapsed() - begun > longest_s:
+                if elapsed() - begun > longest_s:
                     return
         except httpx.HTTPError:
             return  # quiet, or cut: what there is has been said
@@ -120,7 +128,6 @@ class Client:
         body: Any = None,
         timeout_s: float = READ_S,
     ) -> Answer:
-        begun = self._clock.elapsed()
         n = 0
         while True:
             n += 1
@@ -128,12 +135,12 @@ class Client:
             try:
                 answer = self._once(method, url, params, body, timeout_s)
             except NoAnswer as e:
-                if last or (e.sent and not safe) or self._clock.elapsed() - begun > ALL_TRIES_S:
+                if last or (e.sent and not safe) or (e.timed_out and n >= TRIES_IN_VAIN):
                     raise
                 wait_s = FIRST_WAIT_S * 2.0 ** (n - 1)
             else:
                 until_next = wait_before_next(answer, n, safe, self._clock.now())
-                if last or until_next is None or self._clock.elapsed() - begun > ALL_TRIES_S:
+                if last or until_next is None:
                     return answer
                 wait_s = until_next
             self._clock.sleep(wait_s)
@@ -205,9 +212,9 @@ class Client:
             what = f"{host} can't be reached: {one_line(str(e)) or type(e).__name__}"
         else:
             what = f"the connection to {host} broke: {one_line(str(e)) or type(e).__name__}"
-        return NoAnswer(
-            what.replace(self.account.key.get_secret_value(), "…"), "look at the network, then again", not never_sent
-        )
+        what = what.replace(self.account.key.get_secret_value(), "…")
+        timed_out = isinstance(e, httpx.TimeoutException)
+        return NoAnswer(what, "look at the network, then again", not never_sent, timed_out)
 
 
 class Fault(Exception):

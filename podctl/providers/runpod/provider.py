@@ -130,12 +130,10 @@ class RunPodProvider:
         answer = self._act(pod_id, "start", ("starting", "running"))
         if answer is None:
             return self.get(pod_id)
-        told = self._told(answer, self._doing("start the pod"))
-        pod = self._pod(told)
-        # what it tells now may be 30 s old: the state, and the address of the boot before
-        return (
-            replace(pod, state="starting", ssh=None) if pod.state in ("stopped", "starting") else replace(pod, ssh=None)
-        )
+        told = answer.json if isinstance(answer.json, dict) and answer.json.get("id") else self._look(pod_id)
+        pod = shapes.gone(pod_id) if told is None else self._pod(told)
+        # what is told now may be 30 s old: the state, and the address of the boot before
+        return replace(pod, state="starting" if pod.state == "stopped" else pod.state, ssh=None)
 
     def get(self, pod_id: str) -> Pod:
         """The pod as it is now; state `gone` where RunPod knows none. A pod made a moment ago may be told as gone too:
@@ -153,7 +151,8 @@ class RunPodProvider:
         self._act(pod_id, "stop", ("stopped", "gone"))
 
     def terminate(self, pod_id: str) -> None:
-        """Raises NoRights, ProviderUnclear: it may be there still, and cost. Already gone is success."""
+        """Raises NoRights, ProviderUnclear: it may be there still, and cost. Already gone is success; as with `get`, a
+        pod that was made a moment ago may be told as gone."""
         self._act(pod_id, "terminate", ("gone",))
 
     def _act(self, pod_id: str, verb: str, wanted: tuple[str, ...]) -> Answer | None:
@@ -252,7 +251,7 @@ class RunPodProvider:
         least, most = VOLUME_GB
         if not least <= size_gb <= most:
             raise BadInput(
-                f"a volume has {least} to {most} GB, not {size_gb}", f"--size {max(least, min(most, size_gb))}"
+                f"a volume has {least} to {most} GB, not {size_gb}", f"ask for {max(least, min(most, size_gb))} GB"
             )
         centers = self._centers()
         with_volumes = [c for c in centers if c.has_volumes]

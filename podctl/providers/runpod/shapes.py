@@ -20,7 +20,7 @@ DISK_DIR = "~/.cache/podctl"
 MIN_CUDA = "13.0"  # torch 2.13.0 as the public index serves it
 LEAST_PERSISTENT_GB = 10
 MOST_VARIABLES = 50
-# The boot guard goes on from a file that it can start again; the folder is /tmp, but for emulated pods, which share one.
+# The boot guard goes on from a file that it can start again: in /tmp, but for emulated pods, which share that one.
 START = (
     'bash -c \'d=${PODCTL_GUARD_DIR:-/tmp} && mkdir -p "$d"'
     ' && printf %s "$PODCTL_BOOT" | base64 -d >"$d/podctl-boot" && exec sh "$d/podctl-boot"\''
@@ -68,6 +68,9 @@ def environment(boot: Boot) -> dict[str, str]:
         env["PUBLIC_KEY"] = boot.public_key.strip()
     if boot.start_script:
         env["PODCTL_BOOT"] = base64.b64encode(boot.start_script.encode()).decode()
+    for name, value in env.items():
+        if "\0" in value or any("\ud800" <= c <= "\udfff" for c in value):
+            raise BadInput(f"pod.env.{name} holds bytes that are no text", "correct it, or send it as a file")
     if len(env) > MOST_VARIABLES:
         raise BadInput(
             f"{len(env)} environment variables are too many: RunPod takes {MOST_VARIABLES}",
