@@ -132,7 +132,7 @@ class ProcessBackend:
         self._kill(pod.id)
         home, disk = self.home(pod.id), self.disk_dir(pod.id)
         if wipe:
-            shutil.rmtree(disk, ignore_errors=True)
+            self._wipe(pod.id)
         for folder in ("guard", "signs"):
             shutil.rmtree(home / folder, ignore_errors=True)
         (home / "signs").mkdir(parents=True)
@@ -187,6 +187,14 @@ class ProcessBackend:
             "PODCTL_HOST_KEY": str(disk / "etc" / "host_ed25519"),
             "PODCTL_PYTHON": sys.executable,
         }
+
+    def _wipe(self, id: str) -> None:
+        """All that its container wrote: its disk, and what a program puts beside its guard's folder."""
+        for path in list(self.home(id).glob("*")):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            elif path.name != "log":
+                path.unlink()
 
     def _halt(self, id: str, now: float, grace_s: float) -> None:
         container = self._containers.get(id)
