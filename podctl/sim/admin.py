@@ -5,8 +5,9 @@ from dataclasses import asdict
 from typing import Any
 
 from podctl.errors import BadInput
-from podctl.sim.cloud import Cloud, Refused, summary
+from podctl.sim.cloud import Cloud, summary
 from podctl.sim.faults import FAULTS, Fault
+from podctl.sim.refusals import Refused
 from podctl.sim.wire import Answer, Request, answer, problem
 
 

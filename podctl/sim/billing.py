@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from podctl.sim.cloud import Cloud, Refused
+from podctl.sim.cloud import Cloud
 from podctl.sim.records import Pod
+from podctl.sim.refusals import Refused
 from remote.clock import utc
 
 SIZES = ("hour", "day", "week", "month", "year")

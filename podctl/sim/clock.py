@@ -20,7 +20,7 @@ class VirtualClock:
 
     def __init__(self, path: Path, rate: float = 1.0) -> None:
         self.path, self.rate = path, rate
-        self._added = 0.0
+        self._added = self._wall = 0.0
         self._lock = threading.Lock()
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
@@ -36,6 +36,12 @@ class VirtualClock:
         """Let so much time go by for everybody, at once."""
         with self._lock:
             self._added += seconds
+            self._write()
+
+    def set_wall(self, seconds: float) -> None:
+        """Set the clock on everybody's wall so much off. What has gone by, and the bill, are as before."""
+        with self._lock:
+            self._wall = seconds
             self._write()
 
     def __enter__(self) -> Self:
@@ -57,4 +63,4 @@ class VirtualClock:
             self.advance(gone_by * (self.rate - 1.0))
 
     def _write(self) -> None:
-        write_atomic(self.path, f"{self._added:.6f}".encode(), durable=False)
+        write_atomic(self.path, f"{self._added:.6f} {self._wall:.6f}".encode(), durable=False)

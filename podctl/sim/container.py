@@ -43,23 +43,29 @@ class Container:
 
 
 class ProcessBackend:
-    """All containers of one emulated cloud. `environment` gives what a pod gets beside its own."""
+    """All containers of one emulated cloud. `given` says what a pod gets from RunPod."""
 
-    def __init__(self, root: Path, environment: Callable[[Pod], Mapping[str, str]]) -> None:
-        self._sshd, self._environment = need_sshd(), environment
+    walls: Sequence[str] = ()
+
+    def __init__(self, root: Path, given: Callable[[Pod], Mapping[str, str]]) -> None:
+        self.sshd, self._given = need_sshd(), given
         self.root = root
         self.pods = Path(tempfile.mkdtemp(prefix="pcsim-", dir="/tmp"))  # short, for sockets; needs no quotes in `args`
-        self.outlook = Outlook("127.0.0.1", current_user(), self._mount_dir, {"PODCTL_PYTHON": sys.executable})
+        self.outlook = Outlook("127.0.0.1", current_user(), self.real_mount, {"PODCTL_PYTHON": sys.executable})
         self.strangers: list[StrangerSshd] = []
+        self.prepare()
         self._containers: dict[str, Container] = {}
         self._read: dict[str, tuple[int, bytes]] = {}  # how far its log was read, and a line that is not whole yet
+
+    def prepare(self) -> None:
+        """What another kind of pod needs beside."""
 
     def do(self, effect: do.Effect, pod: Pod, now: float) -> None:
         match effect:
             case do.Launch(_, wipe):
                 self._launch(pod, wipe=wipe)
             case do.OpenSsh():
-                (self._home(pod.id) / "gate").touch()
+                (self.home(pod.id) / "signs" / "gate").touch()
             case do.Term():
                 self._signal_first(pod.id, signal.SIGTERM)
             case do.Halt(_, grace_s):
@@ -68,16 +74,16 @@ class ProcessBackend:
                 self._signal_first(pod.id, signal.SIGUSR1)
             case do.Remove():
                 self._kill(pod.id)
-                shutil.rmtree(self._home(pod.id), ignore_errors=True)
+                shutil.rmtree(self.home(pod.id), ignore_errors=True)
                 shutil.rmtree(self._own_disk(pod.id), ignore_errors=True)
             case do.Stranger(_, port):
                 with contextlib.suppress(OSError):
-                    self.strangers.append(StrangerSshd(self.root / f"stranger-{port}", port, self._mark("stranger")))
+                    self.strangers.append(StrangerSshd(self.root / f"stranger-{port}", port, self.mark("stranger")))
 
     def look(self, now: float) -> Sequence[News]:
         news = []
         for id, container in list(self._containers.items()):
-            ended = container.first.poll() is not None or (self._home(id) / "ended").exists()
+            ended = container.first.poll() is not None or (self.home(id) / "ended").exists()
             news += [News(id, container.boot, line) for line in self._new_lines(id)]
             if container.kill_at is not None and (ended or now >= container.kill_at):
                 self._kill(id)
@@ -96,21 +102,21 @@ class ProcessBackend:
 
     def disk_dir(self, pod_id: str) -> Path:
         """A pod's container disk."""
-        return self._home(pod_id) / "disk"
+        return self.home(pod_id) / "disk"
 
     def guard_dir(self, pod_id: str) -> Path:
         """Its memory disk's folder of the boot guard: empty after every start."""
-        return self._home(pod_id) / "guard"
+        return self.home(pod_id) / "guard"
 
     def processes(self, pod_id: str) -> set[Process]:
         """All that run in a pod now."""
         container = self._containers.get(pod_id)
-        return tree([container.first.pid] if container else [], self._mark(pod_id))
+        return tree([container.first.pid] if container else [], self.mark(pod_id))
 
     def main_pid(self, pod_id: str) -> int | None:
         """Its main program's."""
         with contextlib.suppress(OSError, ValueError):
-            return None if (self._home(pod_id) / "ended").exists() else int((self._home(pod_id) / "main").read_text())
+            return None if (self.home(pod_id) / "ended").exists() else int((self.home(pod_id) / "main").read_text())
         return None
 
     def close(self) -> None:
@@ -124,51 +130,71 @@ class ProcessBackend:
 
     def _launch(self, pod: Pod, *, wipe: bool) -> None:
         self._kill(pod.id)
-        home, disk = self._home(pod.id), self.disk_dir(pod.id)
+        home, disk = self.home(pod.id), self.disk_dir(pod.id)
         if wipe:
-            shutil.rmtree(disk, ignore_errors=True)
-        shutil.rmtree(home / "guard", ignore_errors=True)
-        (home / "gate").unlink(missing_ok=True)
-        for folder in ("root", "tmp", "etc", "bin"):
-            (disk / folder).mkdir(parents=True, exist_ok=True)
-        write_nvidia_smi(disk / "bin" / "nvidia-smi", pod.wish.gpu, 0 if pod.zero_gpu else pod.wish.count)
-        if pod.has_own_disk:
-            self._own_disk(pod.id).mkdir(parents=True, exist_ok=True)
+            self._wipe(pod.id)
+        for folder in ("guard", "signs"):
+            shutil.rmtree(home / folder, ignore_errors=True)
+        (home / "signs").mkdir(parents=True)
         for name in ("main", "ended"):
             (home / name).unlink(missing_ok=True)
-        argv = [sys.executable, "-I", "-S", str(INIT), str(ROOT), str(home), self._mark(pod.id), *self._argv(pod)]
+        if pod.has_own_disk:
+            self._own_disk(pod.id).mkdir(parents=True, exist_ok=True)
+        self.lay_out(pod)
+        argv = [sys.executable, "-I", "-S", str(INIT), *self.walls, str(ROOT), str(home), self.mark(pod.id)]
+        env = {**pod.wish.env, **self._given(pod), **self.environment(pod)}
         with (home / "log").open("ab") as log:
             first = subprocess.Popen(
-                argv, env=self._env(pod), cwd=disk / "root", stdin=subprocess.PIPE, stdout=log,
+                [*argv, *self.program(pod)], env=env, cwd=disk / "root", stdin=subprocess.PIPE, stdout=log,
                 stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
         self._containers[pod.id] = Container(pod.boot, first)
 
-    def _argv(self, pod: Pod) -> list[str]:
-        try:
-            words = shlex.split(re.sub(r"(?<![\w.])/tmp/", f"{self.disk_dir(pod.id)}/tmp/", pod.wish.args))
-        except ValueError:
-            words = ["/bin/sh", "-c", f"echo args: {shlex.quote(pod.wish.args)}: no closing quotation; exit 127"]
-        return words or ["/bin/sh", str(START)]
+    def lay_out(self, pod: Pod) -> None:
+        """What an image has, on the container disk."""
+        disk = self.disk_dir(pod.id)
+        for folder in ("root", "tmp", "etc", "bin"):
+            (disk / folder).mkdir(parents=True, exist_ok=True)
+        write_nvidia_smi(disk / "bin" / "nvidia-smi", pod.wish.gpu, 0 if pod.zero_gpu else pod.wish.count)
 
-    def _env(self, pod: Pod) -> dict[str, str]:
-        home, disk = self._home(pod.id), self.disk_dir(pod.id)
-        ours = {
+    def program(self, pod: Pod) -> list[str]:
+        """What is run."""
+        args = re.sub(r"(?<![\w.])/tmp/", f"{self.disk_dir(pod.id)}/tmp/", pod.wish.args)
+        return self.words(args) or ["/bin/sh", str(START)]
+
+    def words(self, args: str) -> list[str]:
+        """`args` as a container runtime reads them."""
+        try:
+            return shlex.split(args)
+        except ValueError:
+            return ["/bin/sh", "-c", f"echo args: {shlex.quote(args)}: no closing quotation; exit 127"]
+
+    def environment(self, pod: Pod) -> dict[str, str]:
+        """What is so in every pod of this kind."""
+        home, disk = self.home(pod.id), self.disk_dir(pod.id)
+        return {
             "HOME": str(disk / "root"),
             "PATH": f"{disk}/bin:{os.environ.get('PATH', os.defpath)}",
             "TMPDIR": str(disk / "tmp"),
             "LANG": "C.UTF-8",
-            MARK: self._mark(pod.id),
+            MARK: self.mark(pod.id),
             "PODCTL_SIM_DISK": str(disk),
-            "PODCTL_SIM_SSHD": self._sshd,
+            "PODCTL_SIM_SSHD": self.sshd,
             "PODCTL_SIM_SSH_PORT": str(pod.port),
-            "PODCTL_SIM_SSH_GATE": str(home / "gate"),
+            "PODCTL_SIM_SSH_GATE": str(home / "signs" / "gate"),
             "PODCTL_START": str(START),
             "PODCTL_GUARD_DIR": str(home / "guard"),
             "PODCTL_HOST_KEY": str(disk / "etc" / "host_ed25519"),
             "PODCTL_PYTHON": sys.executable,
         }
-        return {**pod.wish.env, **self._environment(pod), **ours}
+
+    def _wipe(self, id: str) -> None:
+        """All that its container wrote: its disk, and what a program puts beside its guard's folder."""
+        for path in list(self.home(id).glob("*")):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            elif path.name != "log":
+                path.unlink()
 
     def _halt(self, id: str, now: float, grace_s: float) -> None:
         container = self._containers.get(id)
@@ -184,7 +210,7 @@ class ProcessBackend:
         container = self._containers.pop(id, None)
         if container is None:
             return
-        end_all([container.first.pid], self._mark(id))
+        end_all([container.first.pid], self.mark(id))
         container.first.wait()
         if container.first.stdin:
             container.first.stdin.close()
@@ -199,7 +225,7 @@ class ProcessBackend:
     def _new_lines(self, id: str) -> list[str]:
         offset, rest = self._read.get(id, (0, b""))
         try:
-            with (self._home(id) / "log").open("rb") as f:
+            with (self.home(id) / "log").open("rb") as f:
                 f.seek(offset)
                 data = f.read()
         except FileNotFoundError:
@@ -208,16 +234,16 @@ class ProcessBackend:
         self._read[id] = (offset + len(data), rest)
         return [line.decode("utf-8", "replace") for line in lines]
 
-    def _mount_dir(self, pod: Pod) -> str:
+    def real_mount(self, pod: Pod) -> str:
         if pod.wish.volume:
             return str(self.volume_dir(pod.wish.volume))
         return str(self._own_disk(pod.id))
 
-    def _home(self, id: str) -> Path:
+    def home(self, id: str) -> Path:
         return self.pods / id
 
     def _own_disk(self, id: str) -> Path:
         return self.root / "disks" / id
 
-    def _mark(self, id: str) -> str:
+    def mark(self, id: str) -> str:
         return f"{self.root}:{id}"

@@ -15,6 +15,7 @@ FAULTS: Mapping[str, str] = {
     "sold-out-late": "400, capacity text, after the listing said otherwise",
     "spend-limit": "400, capacity text: the account's limit an hour is reached, and nobody says so",
     "no-balance": "402",
+    "no-image": "422: the registry has no such image",
     "error-after-create": "500, and the pod was made and is billed",
     "hang-after-create": "no answer for `seconds`, then the connection ends; the pod was made",
     "cut-after-create": "the connection ends without an answer; the pod was made",

@@ -1,6 +1,7 @@
 """All that comes in at the cloud's address: what is before the API (Cloudflare, quotas), the API, and the record."""
 
 import contextlib
+from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -22,6 +23,7 @@ HTML = """<!DOCTYPE html><html><head><title>api.runpod.io | {status}: {what}</ti
 WHAT = {502: "Bad gateway", 520: "Web server is returning an unknown error", 504: "Gateway time-out"}
 GONE = "This API version has been retired. Please use https://api.runpod.io/v2."
 HANG_S = 2.0
+REMEMBERED = 50_000  # requests
 AFTER_CREATE = ("error-after-create", "hang-after-create", "cut-after-create", "cloudflare-after")
 
 
@@ -37,7 +39,7 @@ class Front:
         locked: Callable[[], contextlib.AbstractContextManager[Any]],
     ) -> None:
         self.cloud, self._account_key, self._locked = cloud, account_key, locked
-        self.record: list[Exchange] = []
+        self.record: deque[Exchange] = deque(maxlen=REMEMBERED)
         self._rest = Rest(cloud, outlook, rights, locked)
         self._graphql = GraphQl(cloud, outlook, rights)
         self._admin = Admin(cloud)

@@ -5,11 +5,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from podctl.sim.catalogue import Gpu
-from podctl.sim.cloud import Cloud, Refused
+from podctl.sim.cloud import Cloud
 from podctl.sim.faults import Occasion
 from podctl.sim.graphql_text import Field, GraphQlSyntaxError, parse
 from podctl.sim.keys import NONE, READ, Caller, PodRights
 from podctl.sim.records import EXITED, RUNNING, TERMINATED, Pod, Wish
+from podctl.sim.refusals import Refused
 from podctl.sim.shapes import Outlook, level
 from podctl.sim.wire import JSON, Answer, Request, answer, problem
 

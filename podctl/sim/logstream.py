@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from datetime import datetime
 from typing import Any
 
-from podctl.sim.cloud import Refused
 from podctl.sim.records import TERMINATED, Line, Pod
+from podctl.sim.refusals import Refused
 from podctl.sim.wire import Answer, Request
 from remote.clock import utc
 

@@ -1,9 +1,10 @@
 """The first process of an emulated pod: adopts what its processes leave behind, so that all can be found.
 
-usage: python -I -S podinit.py ROOT HOME MARK PROGRAM [ARG …]     stdin: a pipe from the cloud
+usage: python -I -S podinit.py [--walls] ROOT HOME MARK PROGRAM [ARG …]     stdin: a pipe from the cloud
 
-It starts the program and writes its number to HOME/main, its exit code, once it has ended, to HOME/ended. SIGTERM is
-passed on; SIGUSR1 becomes the program's SIGKILL. When the cloud is no more (end of file on stdin), everything ends.
+It starts the program, with walls as the first process of namespaces of its own, and writes its number to HOME/main and,
+once it has ended, its exit code to HOME/ended. SIGTERM is passed on; SIGUSR1 becomes the program's SIGKILL. When the
+cloud is no more (end of file on stdin), everything ends.
 """
 
 import contextlib
@@ -15,9 +16,15 @@ import sys
 from pathlib import Path
 
 SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER
+OWN_PROCESSES = 0x20000000  # CLONE_NEWPID
+WALLS = 0x00020000 | 0x04000000 | 0x08000000  # CLONE_NEWNS, NEWUTS, NEWIPC
 
 
-def main(root: str, home: str, mark: str, *program: str) -> None:
+def main(*words: str) -> None:
+    has_walls = words[0] == "--walls"
+    root, home, mark, *program = words[has_walls:]
+    if has_walls:
+        ctypes.CDLL(None).unshare(OWN_PROCESSES)  # the one that is forked next is the first of them
     sys.path.insert(0, root)
     from podctl.sim.processes import end_all
 
@@ -28,6 +35,8 @@ def main(root: str, home: str, mark: str, *program: str) -> None:
     pid = os.fork()
     if pid == 0:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, both)
+        if has_walls:
+            ctypes.CDLL(None).unshare(WALLS)
         _become(program)
     Path(home, "main").write_text(str(pid))
     signal.signal(signal.SIGTERM, lambda *_: _send(pid, signal.SIGTERM))
@@ -41,7 +50,7 @@ def main(root: str, home: str, mark: str, *program: str) -> None:
             return
 
 
-def _become(program: "tuple[str, ...]") -> None:
+def _become(program: "list[str]") -> None:
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.setsid()
     try:

@@ -6,13 +6,16 @@ from typing import Any
 
 from podctl.sim import bodies
 from podctl.sim.billing import billing_json
-from podctl.sim.cloud import Cloud, Refused
+from podctl.sim.cloud import Cloud
 from podctl.sim.faults import Occasion
 from podctl.sim.keys import NONE, READ, Caller, PodRights
 from podctl.sim.logstream import log_answer
-from podctl.sim.records import EXITED, RUNNING, STARTING, Pod, Volume, Wish
+from podctl.sim.quota import Quota
+from podctl.sim.records import EXITED, RUNNING, STARTING, Pod, Volume
+from podctl.sim.refusals import Refused
 from podctl.sim.shapes import Outlook, center_json, gpu_json, pod_json, volume_json
 from podctl.sim.wire import Answer, Request, answer, problem
+from podctl.sim.wishes import as_body, check_mounts, read_wish
 
 LARGEST_BODY = 102400
 STALE_S = 30.0
@@ -122,10 +125,10 @@ class Rest:
     def _change_pod(self, request: Request, caller: Caller, id: str) -> Answer:
         pod = self.cloud.pod(id)
         body = self._body(request, bodies.UPDATE_POD)
-        _check_mounts(body.get("mounts") or {}, pod)
+        check_mounts(body.get("mounts") or {}, pod)
         if "templateId" in body:
             raise Refused(404, "template not found")
-        changed = read_wish({**_as_body(pod.wish), **body})
+        changed = read_wish({**as_body(pod.wish), **body})
         return answer(self._seen(self.cloud.change(id, changed, locked=body.get("locked"))))
 
     def _delete_pod(self, request: Request, caller: Caller, id: str) -> Answer:
@@ -275,100 +278,6 @@ class Rest:
             t=self.cloud.t - self.cloud.began,
         )
         return self.cloud.faults.take(name, occasion)
-
-
-class Quota:
-    """What the headers say of how much may still be asked. Nothing is refused by it: for that there is a fault."""
-
-    windows = (("minute", 180, 60), ("hour", 7200, 3600), ("day", 86400, 86400))  # measured by others, 2026-09
-
-    def __init__(self) -> None:
-        self._used: dict[str, tuple[int, int]] = {}
-
-    def headers(self, t: float) -> dict[str, str]:
-        """Counts this request."""
-        left, policy = [], []
-        for name, quota, width_s in self.windows:
-            window = int(t // width_s)
-            before, used = self._used.get(name, (window, 0))
-            used = used + 1 if before == window else 1
-            self._used[name] = (window, used)
-            left.append(f'"{name}";r={max(0, quota - used)};t={int((window + 1) * width_s - t)}')
-            policy.append(f'"{name}";q={quota};w={width_s}')
-        return {"RateLimit": ", ".join(left), "RateLimit-Policy": ", ".join(policy)}
-
-
-def read_wish(body: dict[str, Any]) -> Wish:
-    """A create call's body. Raises Refused for what breaks a rule between its fields."""
-    if "templateId" in body:
-        raise Refused(404, "template not found")
-    if ("gpu" in body) == ("cpu" in body):
-        raise Refused(400, "exactly one of gpu or cpu must be set")
-    if "cpu" in body:
-        raise Refused(400, "There are no longer any instances available with the requested specifications. "
-                           "Please refresh and try again.")  # fmt: skip
-    if not body.get("image"):
-        raise Refused(400, "image is required unless templateId is set")
-    if "disk" not in body:  # seen 2026-08
-        raise Refused(400, "You must provide a template id or pod configuration parameters.")
-    gpu, mounts = body["gpu"], body.get("mounts") or {}
-    if gpu.get("allowedCudaVersions") and gpu.get("minCudaVersion"):
-        raise Refused(400, "allowedCudaVersions and minCudaVersion are mutually exclusive")
-    persistent, network = mounts.get("persistent"), mounts.get("network") or []
-    if persistent and network:
-        raise Refused(400, "mounts.persistent and mounts.network are mutually exclusive")
-    return Wish(
-        name=body["name"],
-        image=body["image"],
-        gpu=gpu["id"],
-        count=gpu.get("count", 1),
-        args=body.get("args", ""),
-        disk_gb=body["disk"],
-        env=body.get("env", {}),
-        ports=tuple(body.get("ports", ())),
-        cloud=body.get("cloud", "SECURE"),
-        data_centers=tuple(body.get("dataCenterIds", ())),
-        min_cuda=gpu.get("minCudaVersion", ""),
-        cudas=tuple(gpu.get("allowedCudaVersions", ())),
-        volume=network[0]["volumeId"] if network else "",
-        volume_gb=persistent["size"] if persistent else 0,
-        mount=network[0]["path"] if network else persistent["path"] if persistent else "",
-        registry=body.get("registry"),
-        start_ssh=body.get("startSsh", False),
-        start_jupyter=body.get("startJupyter", False),
-    )
-
-
-def _as_body(wish: Wish) -> dict[str, Any]:
-    """The other way round, for a PATCH on top of it."""
-    gpu: dict[str, Any] = {"id": wish.gpu, "count": wish.count}
-    if wish.min_cuda:
-        gpu["minCudaVersion"] = wish.min_cuda
-    if wish.cudas:
-        gpu["allowedCudaVersions"] = list(wish.cudas)
-    mounts: dict[str, Any] = {}
-    if wish.volume:
-        mounts = {"network": [{"volumeId": wish.volume, "path": wish.mount}]}
-    elif wish.volume_gb:
-        mounts = {"persistent": {"size": wish.volume_gb, "path": wish.mount}}
-    return {
-        "name": wish.name, "image": wish.image, "gpu": gpu, "args": wish.args, "disk": wish.disk_gb,
-        "env": dict(wish.env), "ports": list(wish.ports), "cloud": wish.cloud, "dataCenterIds": list(wish.data_centers),
-        "mounts": mounts, "registry": wish.registry, "startSsh": wish.start_ssh, "startJupyter": wish.start_jupyter,
-    }  # fmt: skip
-
-
-def _check_mounts(mounts: dict[str, Any], pod: Pod) -> None:
-    """What of its storage a pod may change: the path, and its own disk's size."""
-    if "network" in mounts and not mounts["network"]:
-        raise Refused(400, "clearing mounts is not supported")
-    if mounts.get("network"):
-        if not pod.wish.volume:
-            raise Refused(400, "mount kind cannot be changed")
-        if mounts["network"][0]["volumeId"] != pod.wish.volume:
-            raise Refused(400, "volumeId cannot be changed")
-    if "persistent" in mounts and not pod.has_own_disk:
-        raise Refused(400, "mount kind cannot be changed")
 
 
 def _availability(request: Request) -> tuple[bool, int]:

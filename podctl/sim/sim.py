@@ -21,6 +21,7 @@ from podctl.sim.container import ProcessBackend
 from podctl.sim.faults import Fault, Faults
 from podctl.sim.front import Front
 from podctl.sim.keys import PodRights
+from podctl.sim.namespaces import NamespaceBackend
 from podctl.sim.records import Pod, Timing, Volume
 from podctl.sim.shapes import pod_json
 from podctl.sim.web import Web
@@ -30,7 +31,7 @@ ACCOUNT_KEY = "rpa_SIM0ACCOUNT0KEY0OF0NOBODY0000000"
 
 
 class Sim:
-    """One cloud, one account. Its files are below `root`; `backend` is "process" or "none".
+    """One cloud, one account. Its files are below `root`; `backend` is "process", "namespaces" or "none".
 
     `rate` 60 lets a minute go by in a second; `advance` moves time at once. `seed` names every id and every choice.
     """
@@ -57,13 +58,13 @@ class Sim:
         root.mkdir(parents=True, exist_ok=True)
         self.root, self.account_key = root, ACCOUNT_KEY
         self._web = Web(lambda request: self.front.answer(request), port)  # first: the port may be taken
-        self.clock = VirtualClock(root / "clock", rate)
+        self.clock = VirtualClock(_made(root / "time") / "clock", rate)
         self.faults = Faults()
         self.faults.add(*faults)
         self._tick_s, self._pod_env = guard_tick_s, dict(pod_env or {})
         self._lock = threading.RLock()
         self._closing = threading.Event()
-        self.backend: Backend = ProcessBackend(root, self._env_of) if backend == "process" else NoContainers(root)
+        self.backend = self._backend(backend)
         self.cloud = Cloud(
             self.clock.now, catalogue=catalogue, stock=stock, faults=self.faults, timing=timing, seed=seed,
             balance_usd=balance_usd, spend_limit_usd=spend_limit_usd, next_port=self.backend.next_port,
@@ -180,6 +181,11 @@ class Sim:
 
     # helpers
 
+    def _backend(self, name: str) -> Backend:
+        if name == "none":
+            return NoContainers(self.root)
+        return (NamespaceBackend if name == "namespaces" else ProcessBackend)(self.root, self._env_of)
+
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         """The cloud as it is now; what was asked of it is done before anybody else looks."""
@@ -217,3 +223,8 @@ class Sim:
             "CUDA_VERSION": pod.cuda,
             **self._pod_env,
         }
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

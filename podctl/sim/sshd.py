@@ -1,7 +1,9 @@
 """What of OpenSSH's server is on this machine."""
 
+import contextlib
 import os
 import pwd
+import random
 import shutil
 import socket
 import subprocess
@@ -33,7 +35,11 @@ def make_key(path: Path) -> None:
 
 
 def free_port() -> int:
-    """A port of loopback that nobody has now."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
+    """A port of loopback that nobody has now; below those that the kernel gives to whoever connects, so that nobody
+    takes it by chance before our sshd does."""
+    for _ in range(100):
+        port = random.SystemRandom().randrange(20000, 32000)
+        with socket.socket() as s, contextlib.suppress(OSError):
+            s.bind(("127.0.0.1", port))
+            return port
+    raise MissingHere("no port of loopback from 20000 to 32000 is free", "end what listens there, then try again")

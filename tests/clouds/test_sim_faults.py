@@ -20,7 +20,8 @@ def fail_once(sim: Sim, name: str, **details) -> None:
 @pytest.mark.parametrize(
     ("fault", "status", "detail"),
     [("sold-out", 400, SOLD_OUT), ("sold-out-late", 400, SOLD_OUT), ("spend-limit", 400, SOLD_OUT),
-     ("no-balance", 402, NO_BALANCE), ("error-before-create", 500, "Something went wrong")],
+     ("no-balance", 402, NO_BALANCE), ("no-image", 422, "not found in its registry"),
+     ("error-before-create", 500, "Something went wrong")],
 )  # fmt: skip
 def test_a_create_that_is_refused_makes_nothing_and_costs_nothing(sim, api, fault, status, detail):
     fail_once(sim, fault)

@@ -12,6 +12,7 @@ from support.pod import is_alive, wait_until
 from podctl.sim.faults import Fault
 from podctl.sim.processes import end_all
 from podctl.sim.sim import Sim
+from remote.clock import FileClock
 
 FOR_EVER = "exec sleep 1000"
 
@@ -170,6 +171,20 @@ def test_a_pod_goes_by_the_clouds_clock(real):
     said(real, id, "waiting")
     real.advance(3601)
     said(real, id, "slept")
+
+
+def test_a_clock_on_the_wall_that_jumps_bills_nothing(real):
+    api = Api(real)
+    id = api.create(args=sh(f"echo up; {FOR_EVER}"))
+    said(real, id, "up")
+    before, now = real.bill(), real.clock.now()
+    real.clock.set_wall(-86400)
+    assert FileClock(str(real.clock.path)).now() < now - 86000
+    assert 0 <= real.clock.now() - now < 60
+    assert real.bill() - before < 0.44 * 60 / 3600
+    real.advance(3600)
+    assert FileClock(str(real.clock.path)).now() < now - 80000
+    assert real.bill() > 0.44
 
 
 def test_a_pod_ends_itself_with_its_own_key(real):

@@ -311,10 +311,10 @@ def session(sim: Sim, seed: int, steps: int = 250) -> None:
     chance, api = random.Random(seed), Api(sim)
     ids: list[str] = []
     volume = sim.create_volume().id
-    faults = ["sold-out", "no-balance", "spend-limit", "error-after-create", "cut-after-create", "error-before-create",
-              "hidden-pod", "host-full", "stale-list", "stale-status", "stale-port", "stop-ignored", "delete-ignored",
-              "rate-limited", "cloudflare", "cloudflare-after", "server-error", "logs-down", "no-machine", "pod-error",
-              "zero-gpu"]  # fmt: skip
+    faults = ["sold-out", "no-balance", "no-image", "spend-limit", "error-after-create", "cut-after-create",
+              "error-before-create", "hidden-pod", "host-full", "stale-list", "stale-status", "stale-port",
+              "stop-ignored", "delete-ignored", "rate-limited", "cloudflare", "cloudflare-after", "server-error",
+              "logs-down", "no-machine", "pod-error", "zero-gpu"]  # fmt: skip
     lasting = ["unknown-keys", "unknown-status", "paged"]
 
     def create() -> None:
@@ -372,7 +372,7 @@ def the_rest(sim: Sim) -> None:
     api.get("/openapi.json")
     api.ask("GET", "/v1/pods")
     api.graphql("{ myself { id } }")
-    for fault in ("no-balance", "sold-out", "error-after-create", "cut-after-create"):
+    for fault in ("no-balance", "no-image", "sold-out", "error-after-create", "cut-after-create"):
         sim.faults.add(Fault(fault, times=1))
         try:
             api.post("/pods", wish())
@@ -448,4 +448,5 @@ def test_a_body_is_refused_as_422_if_and_only_if_the_description_does_not_allow_
     for e in exchanges:
         if e.method in ("POST", "PATCH", "PUT") and e.path.startswith("/v2/") and e.status in (200, 201, 204, 400, 422):
             faults = spec.request_faults(e.method, e.path, "", e.body)
+            faults = faults or (b"not found in its registry" in e.answer and ["no such image"])
             assert bool(faults) == (e.status == 422), (e.method, e.path, e.status, e.body, faults)
