@@ -1,17 +1,20 @@
 """The sections that every recipe has, whatever its task."""
 
 from collections.abc import Callable, Iterable
+from typing import Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from trainer.recipe.adapters import Lora
+from trainer.recipe.adapters import Adapters
 from trainer.recipe.augment import Augment
+from trainer.recipe.averaging import Averaging
 from trainer.recipe.data import Data
 from trainer.recipe.eval import Eval
 from trainer.recipe.log import Log
 from trainer.recipe.loop import Loop
 from trainer.recipe.loss import Loss
 from trainer.recipe.optim import Optim
+from trainer.recipe.phases import Phase, mistakes_in
 from trainer.recipe.section import Section
 from trainer.recipe.stop import Stop
 
@@ -24,11 +27,27 @@ class Recipe(Section):
     loss: Loss = Loss()
     optim: Optim
     loop: Loop
-    adapters: Lora | None = Field(default=None, description="none: all weights are trained")
+    adapters: Adapters | None = Field(default=None, description="none: all weights are trained")
+    phases: list[Phase] = Field(
+        default=[], description="what trains from which epoch on; none: everything, all the time"
+    )
+    averaging: Averaging = Averaging()
     augment: Augment = Augment()
     eval: Eval
     log: Log = Log()
     stop: Stop = Stop()
+
+    @model_validator(mode="after")
+    def _phases_agree(self) -> Self:
+        wrong = mistakes_in(self.phases, self.optim.rates, self.loop.epochs)
+        if wrong:
+            raise ValueError("; ".join(wrong))
+        return self
+
+    @property
+    def n_kept_best(self) -> int:
+        """How many of the best checkpoints are kept."""
+        return max(self.loop.keep_best, self.averaging.best or 1)
 
     def resolved(self, texts: Callable[[], Iterable[str]]) -> "Recipe":
         """With all that only the training set's transcripts can say (a vocabulary): what is kept with the run."""
@@ -58,7 +77,8 @@ class Recipe(Section):
         )
 
 
-# A run may be resumed after a change in these and no others: length, evaluation and logging change no weight.
+# A run may be resumed after a change in these and no others: length, evaluation and logging change no weight that
+# was trained.
 RESUMABLE_CHANGES = (
     "loop.steps",
     "loop.epochs",
@@ -67,6 +87,7 @@ RESUMABLE_CHANGES = (
     "loop.keep_last",
     "loop.keep_best",
     "loop.micro_s",
+    "averaging.best",
     "data.workers",
     "data.cache_gb",
     "eval",

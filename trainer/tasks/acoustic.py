@@ -23,6 +23,7 @@ from trainer.recipe.eval import Decode
 from trainer.recipe.written import written
 from trainer.task import Bad, Draw, Example, Fitted, Report, Row, Size
 from trainer.tasks import hub
+from trainer.tasks.depths import depths_of
 from trainer.tasks.letters import Strangers, encoded
 from trainer.tasks.utterances import Utterance
 
@@ -79,6 +80,14 @@ class AcousticTask(ABC, Generic[R]):
     @abstractmethod
     def _group_of(self, name: str) -> str:
         """Which of GROUPS a parameter belongs to."""
+
+    def depths(self, module: nn.Module) -> Mapping[str, int]:
+        return depths_of((name for name, _ in module.named_parameters()), self._below)
+
+    @property
+    @abstractmethod
+    def _below(self) -> str:
+        """An expression for the parameters that stand before the first layer."""
 
     def save(self, module: nn.Module, directory: Path) -> None:
         hub.save(module, directory, self._processor())

@@ -37,6 +37,7 @@ from trainer.recipe.eval import Decode
 from trainer.recipe.whisper import WhisperRecipe, WhisperScratch
 from trainer.task import Bad, Draw, Example, Fitted, Parts, Report, Row, Size
 from trainer.tasks import hub
+from trainer.tasks.depths import depths_of
 from trainer.tasks.hub import plain
 from trainer.tasks.utterances import Utterance, moved, noise, stack_tokens, stack_waves
 
@@ -116,8 +117,7 @@ class WhisperTask:
         model.model.encoder.embed_positions.requires_grad_(False)
         if self.recipe.loop.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
-        targets = LORA_TARGETS.get(lora.targets, lora.targets) if lora else ""
-        return Parts(hub.adapted(model, lora, saved, targets))
+        return Parts(hub.adapted(model, lora, saved, LORA_TARGETS))
 
     def groups(self, module: nn.Module) -> Mapping[str, list[str]]:
         found: dict[str, list[str]] = {"encoder": [], "decoder": []}
@@ -125,6 +125,10 @@ class WhisperTask:
             if p.requires_grad:
                 found["encoder" if re.search(r"(^|\.)encoder\.", name) else "decoder"].append(name)
         return found
+
+    def depths(self, module: nn.Module) -> Mapping[str, int]:
+        names = (name for name, _ in module.named_parameters())
+        return depths_of(names, r"encoder\.conv\d|embed_positions")  # the decoder's embedding is its head as well
 
     def save(self, module: nn.Module, directory: Path) -> None:
         hub.save(module, directory, self.processor)
