@@ -33,7 +33,7 @@ class Span:
 def spans_of(recipe: Recipe, groups: Mapping[str, Collection[str]], plan: Plan) -> list[Span]:
     """All phases that have a step, in order. `groups` are the task's. Raises BadRecipe with every mistake at once."""
     phases = recipe.phases or [Phase(from_epoch=0, train="all")]
-    firsts = [*(plan.step_at(p.from_epoch) for p in phases), plan.max_steps]
+    firsts = [*_firsts(phases, plan), plan.max_steps]
     wrong = _unknown("optim.rates", recipe.optim.rates, groups)
     spans = []
     for n, phase in enumerate(phases):
@@ -45,8 +45,6 @@ def spans_of(recipe: Recipe, groups: Mapping[str, Collection[str]], plan: Plan) 
         trained = {g: rates.get(g, 1.0) for g in asked if groups.get(g) and rates.get(g, 1.0) > 0}
         if not trained and not unknown:
             wrong.append(Mistake(f"train.{where}", f"there is nothing to train: {_frozen(asked, groups)}"))
-        if first == firsts[n + 1] < plan.max_steps:
-            wrong.append(Mistake(f"train.{where}", "has no step of its own: the next phase opens at the same one"))
         wrong += unknown
         if first < plan.max_steps:
             peak = phase.lr or recipe.optim.lr
@@ -81,11 +79,21 @@ def open_phase(module: nn.Module, optimiser: Optimiser, span: Span) -> None:
 
 
 def set_modes(module: nn.Module) -> None:
-    """Training mode, but eval mode for whatever holds only frozen parameters: no dropout, no gathered statistics."""
+    """Training mode, but eval mode for what holds only frozen weights: no dropout there, no statistics gathered.
+
+    A layer of a stack is one whole: where something in it trains (an adapter), all of its dropout is on.
+    """
     module.train()
-    for m in module.modules():
-        if m.training and next(m.parameters(), None) is not None and not any(p.requires_grad for p in m.parameters()):
-            m.eval()
+    _still(module)
+
+
+def _still(module: nn.Module) -> None:
+    for child in module.children():
+        weights = list(child.parameters())
+        if weights and not any(p.requires_grad for p in weights):
+            child.eval()
+        elif not isinstance(module, nn.ModuleList):
+            _still(child)
 
 
 def describe(span: Span, n_trained: int) -> str:
@@ -95,6 +103,14 @@ def describe(span: Span, n_trained: int) -> str:
         f"phase {span.number + 1}, steps {span.first + 1} to {span.end}: {n_trained / 1e6:.3f} M weights of {groups} "
         f"train, at most at {span.lr:.2e}, after {span.warmup_steps} steps of warm-up"
     )
+
+
+def _firsts(phases: Sequence[Phase], plan: Plan) -> list[int]:
+    """Where each phase opens: with the epoch that it names, and not before the phase before it had a step."""
+    firsts: list[int] = []
+    for phase in phases:
+        firsts.append(max(plan.step_at(phase.from_epoch), firsts[-1] + 1 if firsts else 0))
+    return firsts
 
 
 def _warmup(phase: Phase, n_steps: int, how: Optim) -> int:

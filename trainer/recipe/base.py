@@ -73,6 +73,7 @@ class Recipe(Section):
                 "data": self.data.model_copy(update=data),
                 "eval": self.eval.model_copy(update=ev),
                 "log": self.log.model_copy(update={"every_steps": 1}),
+                "phases": [p.model_copy(update={"from_epoch": 0.25 * n}) for n, p in enumerate(self.phases)],
             }
         )
 

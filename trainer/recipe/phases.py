@@ -12,7 +12,9 @@ from trainer.recipe.section import Section
 class Phase(Section):
     """From an epoch on, until the next phase opens: what trains, and at which rate."""
 
-    from_epoch: float = Field(ge=0, description="epochs done when it opens; the first phase's is 0")
+    from_epoch: float = Field(
+        ge=0, description="epochs done when it opens, 0 of the first; each phase has one step at least"
+    )
     train: Literal["all"] | Annotated[list[str], Field(min_length=1)] = Field(
         description="groups of parameters that train, by the task's names, or all; the others are frozen, in eval mode"
     )
