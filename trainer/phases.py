@@ -4,7 +4,7 @@ A training without `phases` is one phase. A step's rate is its phase's peak × t
 which falls once over the whole training × the group's factor × the layer's.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -34,18 +34,15 @@ def spans_of(recipe: Recipe, groups: Mapping[str, Collection[str]], plan: Plan) 
     """All phases that have a step, in order. `groups` are the task's. Raises BadRecipe with every mistake at once."""
     phases = recipe.phases or [Phase(from_epoch=0, train="all")]
     firsts = [*_firsts(phases, plan), plan.max_steps]
-    wrong = _unknown("optim.rates", recipe.optim.rates, groups)
-    spans = []
+    wrong, spans = [], []
     for n, phase in enumerate(phases):
         first, end = firsts[n], min(firsts[n + 1], plan.max_steps)
         rates = recipe.optim.rates if phase.rates is None else phase.rates
         asked = list(groups) if phase.train == "all" else phase.train
-        where = f"phases.{n}" if recipe.phases else "optim.rates"
-        unknown = _unknown(f"{where}.train", asked, groups) + _unknown(f"{where}.rates", phase.rates or (), groups)
         trained = {g: rates.get(g, 1.0) for g in asked if groups.get(g) and rates.get(g, 1.0) > 0}
-        if not trained and not unknown:
-            wrong.append(Mistake(f"train.{where}", f"there is nothing to train: {_frozen(asked, groups)}"))
-        wrong += unknown
+        if not trained:
+            where = f"train.phases.{n}" if recipe.phases else "train.optim.rates"
+            wrong.append(Mistake(where, f"there is nothing to train: {_frozen(asked, groups)}"))
         if first < plan.max_steps:
             peak = phase.lr or recipe.optim.lr
             spans.append(Span(n, first, end, peak, _warmup(phase, end - first, recipe.optim), trained))
@@ -117,11 +114,6 @@ def _warmup(phase: Phase, n_steps: int, how: Optim) -> int:
     if phase.warmup_steps is not None:
         return phase.warmup_steps
     return round((how.warmup_share if phase.warmup_share is None else phase.warmup_share) * n_steps)
-
-
-def _unknown(where: str, names: Iterable[str], groups: Mapping[str, Collection[str]]) -> list[Mistake]:
-    known = ", ".join(groups)
-    return [Mistake(f"train.{where}", f"there is no group {n!r}: known are {known}") for n in names if n not in groups]
 
 
 def _frozen(asked: Sequence[str], groups: Mapping[str, Collection[str]]) -> str:

@@ -101,6 +101,14 @@ def test_a_phase_opens_with_the_epoch_it_names() -> None:
         ([{"from_epoch": 0, "train": "all"}, {"from_epoch": 3, "train": "all"}], {"epochs": 2}, "never opens"),
         ([{"from_epoch": 0, "train": "all", "warmup_step": 1}], {}, "no such key"),
         ([{"from_epoch": 0, "train": ["encoder"]}], {"rates": {"encoder": 0}}, "optim.rates.encoder is 0"),
+        (
+            [{"from_epoch": 0, "train": ["head"]}],
+            {},
+            "phases.0.train: there is no group 'head': known are encoder, decoder",
+        ),
+        ([{"from_epoch": 0, "train": "all", "rates": {"head": 1}}], {}, "phases.0.rates: there is no group 'head'"),
+        ([], {"rates": {"encoder": 0, "decoder": 0}}, "optim.rates: every group is 0"),
+        ([], {"rates": {"head": 1}}, "optim.rates: there is no group 'head': known are encoder, decoder"),
     ],
 )
 def test_what_is_wrong_with_phases_is_said_by_check(phases: list, more: dict, says: str) -> None:
@@ -114,16 +122,18 @@ def test_what_is_wrong_with_phases_is_said_by_check(phases: list, more: dict, sa
 @pytest.mark.parametrize(
     ("phases", "rates", "says"),
     [
-        ([{"from_epoch": 0, "train": ["head"]}], {}, "no group 'head': known are encoder, decoder"),
-        ([], {"head": 1}, "no group 'head': known are encoder, decoder"),
-        ([], {"encoder": 0, "decoder": 0}, "nothing to train: the rate of every group is 0"),
-        ([{"from_epoch": 0, "train": ["empty"]}], {}, "empty has no trainable weight in this model"),
+        (
+            [{"from_epoch": 0, "train": ["decoder"]}],
+            {},
+            "phases.0: there is nothing to train: decoder has no trainable",
+        ),
+        ([], {"encoder": 0}, "optim.rates: there is nothing to train: decoder has no trainable weight in this model"),
     ],
 )
 def test_what_only_the_model_knows_is_said_at_the_start(phases: list, rates: dict, says: str) -> None:
     how = recipe(phases, optim={"rates": rates})
     with pytest.raises(BadRecipe, match=says):
-        spans_of(how, {**GROUPS, **({"empty": []} if "empty" in says else {})}, plan(how))
+        spans_of(how, {"encoder": ["a"], "decoder": []}, plan(how))
 
 
 def test_other_phases_are_another_training() -> None:

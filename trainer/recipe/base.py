@@ -1,7 +1,7 @@
 """The sections that every recipe has, whatever its task."""
 
 from collections.abc import Callable, Iterable
-from typing import Self
+from typing import ClassVar, Self
 
 from pydantic import Field, model_validator
 
@@ -22,6 +22,8 @@ from trainer.recipe.stop import Stop
 class Recipe(Section):
     """All that decides what a training is. Each task's recipe adds `task` and `model`."""
 
+    GROUPS: ClassVar[tuple[str, ...]]  # of parameters: what rates and phases may name
+
     task: str = Field(description="the model family")
     data: Data
     loss: Loss = Loss()
@@ -39,7 +41,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _phases_agree(self) -> Self:
-        wrong = mistakes_in(self.phases, self.optim.rates, self.loop.epochs)
+        wrong = mistakes_in(self.phases, self.optim.rates, self.loop.epochs, self.GROUPS)
         if wrong:
             raise ValueError("; ".join(wrong))
         return self

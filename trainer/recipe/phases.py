@@ -1,6 +1,6 @@
 """What trains when: parts of a training in which some groups of parameters are open and the others frozen."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Annotated, Literal, Self
 
@@ -40,11 +40,18 @@ class Phase(Section):
         return self
 
 
-def mistakes_in(phases: Sequence[Phase], rates: dict[str, float], epochs: float | None) -> list[str]:
+def mistakes_in(
+    phases: Sequence[Phase], rates: Mapping[str, float], epochs: float | None, groups: Sequence[str]
+) -> list[str]:
     """What contradicts itself between phases, and between them and the rest of the recipe."""
+    wrong = _unknown("optim.rates", rates, groups)
+    for n, phase in enumerate(phases):
+        wrong += _unknown(f"phases.{n}.train", phase.train if isinstance(phase.train, list) else (), groups)
+        wrong += _unknown(f"phases.{n}.rates", phase.rates or (), groups)
+    if all(rates.get(g) == 0 for g in groups) and (not phases or any(p.rates is None for p in phases)):
+        wrong.append("optim.rates: every group is 0: there is nothing to train")
     if not phases:
-        return []
-    wrong = []
+        return wrong
     if phases[0].from_epoch != 0:
         wrong.append(f"phases.0.from_epoch is {phases[0].from_epoch:g}: the first phase begins at 0")
     for n, (before, phase) in enumerate(pairwise(phases), start=1):
@@ -62,3 +69,7 @@ def mistakes_in(phases: Sequence[Phase], rates: dict[str, float], epochs: float 
             if phase.rates is None and rates.get(group) == 0:
                 wrong.append(f"phases.{n} trains {group}, and optim.rates.{group} is 0")
     return wrong
+
+
+def _unknown(where: str, names: Iterable[str], groups: Sequence[str]) -> list[str]:
+    return [f"{where}: there is no group {n!r}: known are {', '.join(groups)}" for n in names if n not in groups]

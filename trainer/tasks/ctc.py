@@ -88,7 +88,6 @@ class CtcBatch:
 class CtcTask(AcousticTask[CtcRecipe]):
     """Task `ctc`: see trainer.task.Task for what each method promises."""
 
-    GROUPS = ("features", "encoder", "head")
     losses_of = ("ctc",)
 
     def __init__(self, recipe: CtcRecipe) -> None:

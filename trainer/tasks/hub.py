@@ -79,7 +79,10 @@ def adapted(
         target_modules=targets,
         modules_to_save=list(whole) if whole else None,
     )
-    return get_peft_model(model, config)
+    try:
+        return get_peft_model(model, config)
+    except (ValueError, NotImplementedError) as e:  # what peft knows of some layers only when it gets there
+        raise BadRecipe.one("train.adapters.targets", f"{how.targets!r}: {str(e).splitlines()[0]}") from None
 
 
 def _check_targets(model: nn.Module, asked: str, expression: str) -> None:

@@ -82,7 +82,6 @@ class TdtBatch:
 class TdtTask(AcousticTask[TdtRecipe]):
     """Task `tdt`: see trainer.task.Task for what each method promises."""
 
-    GROUPS = ("encoder", "decoder", "head")
     losses_of = ("transducer",)
 
     def __init__(self, recipe: TdtRecipe) -> None:

@@ -120,7 +120,7 @@ class WhisperTask:
         return Parts(hub.adapted(model, lora, saved, LORA_TARGETS))
 
     def groups(self, module: nn.Module) -> Mapping[str, list[str]]:
-        found: dict[str, list[str]] = {"encoder": [], "decoder": []}
+        found: dict[str, list[str]] = {group: [] for group in self.recipe.GROUPS}
         for name, p in module.named_parameters():
             if p.requires_grad:
                 found["encoder" if re.search(r"(^|\.)encoder\.", name) else "decoder"].append(name)
