@@ -208,6 +208,23 @@ def test_a_base_in_nf4_is_the_same_bits_whenever_it_is_made_and_only_adapters_tr
     assert n_weights(one) > sum(p.numel() for p in one.parameters())
 
 
+KINDS = [(f, k) for f in FAMILIES for k in ("lora", "dora", "qlora") if (f, k) != ("whisper", "qlora")]
+
+
+@pytest.mark.parametrize(
+    ("family", "kind"), [("whisper", "qlora"), *(pytest.param(*case, marks=pytest.mark.slow) for case in KINDS)]
+)
+def test_a_base_in_bfloat16_trains_with_and_without_autocast(tmp_path: Path, family: str, kind: str) -> None:
+    task = make_task(parse_recipe(tuned(tmp_path, family, {"kind": kind, "r": 2, "base_dtype": "bf16"})))
+    parts = task.build()
+    for autocast in (True, False):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            batch = task.prepare(task.dummy(2, 1.0, 3), parts, True)
+            sum(loss.sum() for loss in task.losses(parts.module, batch).values()).backward()
+    trained = {n: p for n, p in parts.module.named_parameters() if p.requires_grad}
+    assert all(p.dtype == torch.float32 and p.grad is not None for p in trained.values())
+
+
 @pytest.mark.parametrize(
     ("family", "targets", "says"),
     [

@@ -238,7 +238,12 @@ def test_what_is_closed_stays_bit_for_bit_and_has_no_gradient_state_or_dropout(
     assert steps == {2, 5}, "what opened again began anew"
 
 
-@pytest.mark.parametrize(("questions", "after"), [([5], [2]), ([7], [3]), ([9], [4]), ([5, 3, 3], [2, 3, 4])])
+ONCE = [([5], [2]), ([7], [3]), ([9], [4])]
+
+
+@pytest.mark.parametrize(
+    ("questions", "after"), [([5, 3, 3], [2, 3, 4]), *(pytest.param(*case, marks=pytest.mark.slow) for case in ONCE)]
+)
 def test_stopped_around_a_boundary_and_resumed_it_ends_bit_identical(
     corpus: Path, tmp_path: Path, questions: list[int], after: list[int]
 ) -> None:

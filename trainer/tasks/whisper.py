@@ -232,9 +232,7 @@ class WhisperTask:
         mel_BMF = self._mel.to(batch.wave_BT.device)(batch.wave_BT)
         if train and batch.freq_spans.shape[1] + batch.time_spans.shape[1]:
             mel_BMF = mask_spans(mel_BMF, batch.freq_spans, batch.time_spans)
-        if parameter.dtype == torch.float64:
-            mel_BMF = mel_BMF.double()
-        return replace(batch, mel_BMF=mel_BMF)
+        return replace(batch, mel_BMF=mel_BMF.to(parameter.dtype))
 
     def losses(self, module: nn.Module, batch: WhisperBatch) -> dict[str, Tensor]:
         model = plain(module)
