@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 ALIKE = "average models that began as the same one"
+WEIGHTS = (".safetensors", ".bin", ".pt", ".h5", ".msgpack", ".onnx")  # all formats: another would hold other weights
 VOCABULARY = ("tokenizer.json", "vocab.json")
 
 
@@ -71,14 +72,14 @@ def average(args: argparse.Namespace) -> int:
 
 
 def mean_of(models: Sequence[Model], out: Path) -> None:
-    """The mean, tensor by tensor, in float32 or wider, saved in the sources' dtype; side files are the first one's.
+    """The mean, tensor by tensor, in float64, saved in the sources' dtype; side files are the first one's.
 
     Raises BadData, in a sentence, where the models are not of one architecture and vocabulary.
     """
     files = [m.files() for m in models]
     _check_alike(models, files)
     weights = set(files[0].values())
-    shutil.copytree(models[0].path, out, ignore=lambda at, names: [n for n in names if n in weights])
+    shutil.copytree(models[0].path, out, ignore=lambda at, names: [n for n in names if Path(n).suffix in WEIGHTS])
     with ExitStack() as stack:
         opened = [_Reader(stack, m.path) for m in models]
         for shard in sorted(weights):
@@ -115,11 +116,11 @@ def _mean(name: str, tensors: Sequence[Tensor], models: Sequence[Model]) -> Tens
     dtype = tensors[0].dtype
     for t in tensors[1:]:
         dtype = torch.promote_types(dtype, t.dtype)
-    total = torch.zeros(shapes[0], dtype=torch.promote_types(dtype, torch.float32))
+    total = torch.zeros(shapes[0], dtype=torch.float64)  # one tensor at a time; the mean of equals is they
     for model, t in zip(models, tensors, strict=True):
         if not bool(torch.isfinite(t).all()):
             raise BadData(f"{name} of {model.name} holds numbers that are not finite", "leave that model out")
-        total += t.to(total.dtype)
+        total += t
     return (total / len(tensors)).to(dtype)
 
 

@@ -27,20 +27,19 @@ def is_mean_measured(recipe: Recipe) -> bool:
 def build_chosen(task: Task[Any, Any], recipe: Recipe, checkpoints: Sequence[Checkpoint]) -> Parts:
     """One checkpoint's networks with the weights that were measured, or the mean of several checkpoints of one run.
 
-    Within a run the factors of adapters may be averaged: they are on one path. Sums are float32 or wider; one model and
-    the sums are in memory at a time.
+    Within a run the factors of adapters may be averaged: they are on one path. The mean is float32 or wider; it and one
+    model are in memory at a time.
     """
     parts = _build(task, recipe, checkpoints[0])
     if len(checkpoints) == 1:
         return parts
-    sums = {name: t.detach().clone().to(_wide(t)) for name, t in _trained(parts).items()}
-    for checkpoint in checkpoints[1:]:
+    mean = {name: t.clone().to(_wide(t)) for name, t in _trained(parts).items()}
+    for n, checkpoint in enumerate(checkpoints[1:], start=2):
         parts = _build(task, recipe, checkpoint)
         for name, t in _trained(parts).items():
-            sums[name] += t.detach().to(sums[name].dtype)
-    with torch.no_grad():
-        for name, t in _trained(parts).items():
-            t.copy_(sums[name] / len(checkpoints))
+            mean[name].lerp_(t.to(mean[name].dtype), 1 / n)  # what is equal everywhere stays as it is
+    for name, t in _trained(parts).items():
+        t.copy_(mean[name])
     return parts
 
 
@@ -66,7 +65,7 @@ def _build(task: Task[Any, Any], recipe: Recipe, checkpoint: Checkpoint) -> Part
 def _trained(parts: Parts) -> dict[str, torch.Tensor]:
     """What differs between the checkpoints of a run: trained weights, and statistics that were gathered."""
     found = {n: p.data for n, p in parts.module.named_parameters() if p.requires_grad}
-    return found | {n: b for n, b in parts.module.named_buffers() if b.is_floating_point()}
+    return found | {n: b.detach() for n, b in parts.module.named_buffers() if b.is_floating_point()}
 
 
 def _wide(t: torch.Tensor) -> torch.dtype:

@@ -130,7 +130,9 @@ class Desk:
         result = evaluate(self.task, parts, self.data.dev, self.recipe, self.machine, stop=self.stop)
         metrics = dict(result.report.metrics)
         if self.machine.is_first:
-            self._write_dev(result, weights)
+            line = as_json(result, self._provenance(weights), step=self.state.step)
+            write_atomic(self.run.reports / "dev-mean.json", (line + "\n").encode())
+            write_rows(self.run.reports / "dev-mean.rows.jsonl", result)
             log.info("dev, %s: %s %.2f %%", weights, self.recipe.eval.metric, 100 * self._better(metrics))
         return metrics
 

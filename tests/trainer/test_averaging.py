@@ -166,7 +166,8 @@ def test_the_best_k_are_kept_and_their_mean_is_the_model(corpus: Path, tmp_path:
     weights = f"mean of steps {', '.join(map(str, steps))}, running mean 0.6"
     assert json.loads(run.summary.read_text())["weights"] == weights
     assert json.loads((run.export / "provenance.json").read_text())["weights"] == weights
-    assert lines(run.reports / "dev.jsonl")[-1]["provenance"]["weights"] == weights, "its worth on dev is said"
+    (mean,) = lines(run.reports / "dev-mean.json")
+    assert mean["provenance"]["weights"] == weights, "its worth on dev is said"
     assert main(["evaluate", "--run", str(run.root)]) == 0
     again = json.loads(next(run.reports.glob("evaluate-*.json")).read_text())
     assert again["metrics"] == lines(run.reports / "test.jsonl")[1]["metrics"]
@@ -231,7 +232,7 @@ def test_the_mean_of_two_runs_adapters_is_the_mean_of_their_merged_weights(
     assert sorted(p.name for p in tmp_path.iterdir() if p.name.startswith(".mean")) == []
 
 
-def test_a_mean_is_made_in_float32_and_saved_as_its_sources_were(corpus: Path, tmp_path: Path) -> None:
+def test_a_mean_is_not_rounded_on_its_way_and_saved_as_its_sources_were(corpus: Path, tmp_path: Path) -> None:
     task = make_task(parse_recipe(recipe_dict(corpus)))
     sources, values = [], []
     for seed in range(3):
@@ -243,7 +244,7 @@ def test_a_mean_is_made_in_float32_and_saved_as_its_sources_were(corpus: Path, t
     assert main(["average", *sources, "--out", str(tmp_path / "out")]) == 0
     for name, t in load_file(tmp_path / "out" / "model.safetensors").items():
         assert t.dtype == torch.bfloat16
-        assert torch.equal(t, (sum(v[name].float() for v in values) / 3).to(torch.bfloat16)), name
+        assert torch.equal(t, (sum(v[name].double() for v in values) / 3).to(torch.bfloat16)), name
 
 
 def test_a_model_in_several_files_is_averaged_file_by_file(corpus: Path, tmp_path: Path) -> None:
@@ -252,11 +253,13 @@ def test_a_model_in_several_files_is_averaged_file_by_file(corpus: Path, tmp_pat
     task.export(model, tmp_path / "whole")
     model.save_pretrained(str(tmp_path / "parts"), max_shard_size="20KB")
     assert len(list((tmp_path / "parts").glob("model-*.safetensors"))) > 1
-    for n, sources in enumerate((["whole", "parts"], ["parts", "whole"])):
+    (tmp_path / "parts" / "pytorch_model.bin").write_bytes(b"other weights")
+    for n, sources in enumerate((["whole", "parts"], ["parts", "whole", "whole"])):
         out = tmp_path / f"out-{n}"
         assert main(["average", *(str(tmp_path / s) for s in sources), "--out", str(out)]) == 0
         again = WhisperForConditionalGeneration.from_pretrained(out).state_dict()
-        assert all(torch.equal(again[k], v) for k, v in model.state_dict().items())
+        assert all(torch.equal(again[k], v) for k, v in model.state_dict().items()), "the mean of equals is they"
+        assert not (out / "pytorch_model.bin").exists()
 
 
 def test_what_has_no_mean_is_refused_in_a_sentence(corpus: Path, tmp_path: Path, capsys: Any) -> None:
