@@ -8,6 +8,7 @@ import socket
 import stat
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from podctl import probe, shell
@@ -15,9 +16,9 @@ from podctl.envfile import unknown_names
 from podctl.errors import MissingHere, PodctlError
 from podctl.experiment import Experiment
 from podctl.findings import OK, Finding, Here, Need, finding_of, judge_here, judge_there
-from podctl.pods import Machine
+from podctl.pods import Machine, PodSpec
 from podctl.project import Project
-from podctl.settings import FILE, read_env_file, refuse_tracked_keys, state_dir
+from podctl.settings import FILE, load_settings, read_env_file, refuse_tracked_keys, state_dir
 from podctl.sshkeys import look_at_keys
 
 PROGRAMS = ("tmux", "bash", "git", "ssh", "ssh-keygen", "rsync", "espeak-ng")
@@ -36,6 +37,10 @@ def check_up(project: Project, config: Path | None = None) -> Iterator[Finding]:
         yield Finding(OK, "here", "experiment", f"{config} has no mistake")
         if experiment.pod.provider == "ssh" and experiment.spec.machine is not None:
             yield from check_machine(experiment.spec.machine, need)
+        if experiment.pod.provider == "runpod":
+            from podctl.providers.runpod.checkup import check_account
+
+            yield from check_account(with_gpu(experiment.spec, project))
 
 
 def check_machine(machine: Machine, need: Need) -> Iterator[Finding]:
@@ -56,12 +61,17 @@ def check_machine(machine: Machine, need: Need) -> Iterator[Finding]:
 def read(project: Project, config: Path) -> tuple[Experiment | None, Finding | None]:
     """The experiment, or what is wrong with it."""
     from podctl.prepare import Order, checked_experiment
-    from podctl.settings import load_settings
 
     try:
         return checked_experiment(Order(config), load_settings(project.root)), None
     except PodctlError as e:
         return None, finding_of(e, "here", "experiment")
+
+
+def with_gpu(spec: PodSpec, project: Project) -> PodSpec:
+    """With the GPU that the settings name, where the experiment names none."""
+    named = load_settings(project.root).gpu_type
+    return spec if spec.gpu or not named else replace(spec, gpu=(named,))
 
 
 def need_of(experiment: Experiment | None) -> Need:
@@ -71,6 +81,7 @@ def need_of(experiment: Experiment | None) -> Need:
     machine = experiment.spec.machine if experiment.pod.provider == "ssh" else None
     return Need(
         local=experiment.pod.provider == "local",
+        own_key=experiment.pod.provider == "runpod",
         maybe_local=False,
         trains=experiment.trains,
         espeak=any("prepare demo" in stage.run for stage in experiment.prep),

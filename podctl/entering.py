@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import select
+import shlex
 import signal
 import struct
 import sys
@@ -14,9 +15,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import remote
+from podctl import shell
 from podctl.errors import PodctlError
 from podctl.host import Host
 from podctl.pods import Run
+from podctl.providers.base import provider_named
 from podctl.runs import host_for, run_dir
 from podctl.shell import catching
 from podctl.ui import Ui
@@ -82,6 +85,10 @@ def look_inside(run: Run, host: Host) -> Inside:
 def enter(run: Run, ui: Ui, *, tmux: bool = False) -> int:
     """Hand this terminal to a shell on the run's machine, or to its session to look on. The shell's exit code."""
     host = host_for(run)
+    if run.is_rented and (proxied := _proxied(run)):
+        ui.warn("only its provider's proxy answers: a shell for a person, without files, tunnels or commands")
+        ui.note("it knows the keys of your account there, not podctl's own")
+        return shell.hand_over(shlex.split(proxied))
     if tmux:
         argv = ["tmux", "-S", str(run.detail.get("socket", "")), "attach-session", "-r", "-t", f"={run.id}"]
         ui.note("the run's own screen, to look at: Ctrl-b d leaves it")
@@ -89,6 +96,12 @@ def enter(run: Run, ui: Ui, *, tmux: bool = False) -> int:
     place = look_inside(run, host)
     ui.note(f"{host.name}, {place.source_dir or place.run_dir}: exit leaves, the run goes on")
     return host.terminal(place.argv(LOGIN_SHELL))
+
+
+def _proxied(run: Run) -> str:
+    """The provider's own way to a shell, where a pod that is on has no address of its own; else ""."""
+    pod = provider_named(run.provider).get(run.pod)
+    return pod.proxy if pod.state == "running" and pod.ssh is None else ""
 
 
 def execute(run: Run, command: Sequence[str], ui: Ui) -> int:

@@ -2,11 +2,13 @@
 
 PodctlError                  1   the run failed, or nothing better is known
 ├── BadInput                 2   an experiment file, a flag, a setting
+│   └── OfferRefused          2   the provider says no to one offer, and not that it is sold out: the next one may do
 ├── NoRights                 3   a key, rights or balance
 ├── NoCapacity               4   nobody rents out such a machine now
 ├── ProviderUnclear          5   the provider gave no clear answer; a machine may have been made
 ├── Unreachable              6   the pod does not answer
-│   └── Untrusted            6   another answers, or it lets none of our keys in: trying again is no use
+│   ├── Untrusted            6   another answers, or it lets none of our keys in: trying again is no use
+│   └── PodGone              6   its provider has it no more, or has stopped it
 ├── LimitReached             7   a limit of the experiment ended the run
 ├── Busy                     8   the run is going already
 ├── MissingHere              9   something is missing on this machine
@@ -39,6 +41,14 @@ class BadInput(PodctlError):
         self.mistakes = mistakes
 
 
+class OfferRefused(BadInput):
+    """Try the next offer. Where every offer is refused, the request itself is at fault: `detail` says it best."""
+
+    def __init__(self, message: str, hint: str = "", detail: str = "") -> None:
+        super().__init__(message, hint)
+        self.detail = detail
+
+
 class NoRights(PodctlError):
     exit_code = 3
 
@@ -57,6 +67,14 @@ class Unreachable(PodctlError):
 
 class Untrusted(Unreachable):
     """Not for a moment: the host key is another than the announced one, or no key of ours is accepted."""
+
+
+class PodGone(Unreachable):
+    """Not for a moment: there is no such machine any more, or it is switched off (`state`: gone, stopped)."""
+
+    def __init__(self, message: str, hint: str = "", state: str = "gone") -> None:
+        super().__init__(message, hint)
+        self.state = state
 
 
 class LimitReached(PodctlError):

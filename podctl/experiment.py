@@ -36,6 +36,32 @@ class Hold(Part):
 Ending = Literal["stop", "terminate"] | Hold
 
 
+class GuardSection(Part):
+    """`pod.guard:`, what the programs on a rented pod go by (docs/adr/0013)."""
+
+    boot_grace: str = Field(
+        default="15m",
+        pattern=r"^[1-9]\d*[smh]$",
+        description="a pod without a living watchdog for so long ends itself: 900s, 15m",
+    )
+    fetch_grace: str = Field(
+        default="10m", pattern=r"^\d+[smh]$", description="after a run's end, for its results to be fetched"
+    )
+
+    @property
+    def boot_grace_s(self) -> int:
+        return seconds_of(self.boot_grace)
+
+    @property
+    def fetch_grace_s(self) -> int:
+        return seconds_of(self.fetch_grace)
+
+
+def seconds_of(text: str) -> int:
+    """`90s`, `15m`, `2h`."""
+    return int(text[:-1]) * {"s": 1, "m": 60, "h": 3600}[text[-1]]
+
+
 class SshSection(Part):
     """`pod.ssh:`, a machine that you have already. A bare name is one of ~/.ssh/config."""
 
@@ -91,7 +117,7 @@ class PodSection(Part):
     )
     env: Mapping[str, str] = Field(default_factory=dict, description="${NAME} is this machine's; no secrets")
     secrets: tuple[str, ...] = Field(default=(), description="names; the values come from here and are never written")
-    guard: Mapping[str, Any] = Field(default_factory=dict, description="limits of the pod's watchdog")
+    guard: GuardSection = Field(default=GuardSection(), description="what the programs on a rented pod go by")
 
     @field_validator("gpu", "data_centers", "secrets", mode="before")
     @classmethod
@@ -169,7 +195,16 @@ class Experiment:
     def spec(self) -> PodSpec:
         p = self.pod
         return PodSpec(
-            p.gpu, p.gpu_count, p.data_centers, p.volume, p.image, p.disk_gb, p.spot, self.env, machine_of(p)
+            gpu=p.gpu,
+            gpu_count=p.gpu_count,
+            data_centers=p.data_centers,
+            volume=p.volume,
+            image=p.image,
+            disk_gb=p.disk_gb,
+            spot=p.spot,
+            max_usd_per_hour=p.max_usd_per_hour,
+            env=self.env,
+            machine=machine_of(p),
         )
 
     @property
@@ -277,5 +312,6 @@ def _known() -> dict[str, list[str]]:
         "": list(ExperimentFile.model_fields),
         "pod": list(PodSection.model_fields),
         "pod.ssh": list(SshSection.model_fields),
+        "pod.guard": list(GuardSection.model_fields),
         "prep": list(PrepStage.model_fields),
     }

@@ -9,11 +9,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from podctl import ledger as events
-from podctl.errors import BadInput, PodctlError
+from podctl.errors import BadInput, PodctlError, PodGone
 from podctl.host import Host, write
 from podctl.ledger import Event, Ledger
 from podctl.pods import Run
-from podctl.runs import View, run_dir
+from podctl.runs import View, results_dir, run_dir
 from podctl.transfer import Outcome, pull_data
 from podctl.ui import money, shown
 from podctl.uplink import Desk
@@ -42,6 +42,7 @@ class Receipt:
     export: str
     tensorboard: str  # the command that shows it
     results: str  # where its small files were fetched to
+    pod: str = ""  # what became of a rented one: gone, stopped, kept
     metrics: dict[str, Any] = field(default_factory=dict)
     trouble: str = ""  # what went wrong after the end
 
@@ -68,9 +69,9 @@ def settle(view: View, host: Host, ledger: Ledger, project: str, podctl: str) ->
     return replace(receipt, trouble="; ".join(trouble))
 
 
-def make_receipt(view: View, host: Host, results: Path, podctl: str) -> Receipt:
+def make_receipt(view: View, host: Host, results: Path, podctl: str, *, where: RunDir | None = None) -> Receipt:
     """What there is to say about a run that is over."""
-    where, status = run_dir(view.run), view.status
+    where, status = where or run_dir(view.run), view.status
     summary = _object(host.read(PurePosixPath(where.summary)))
     metrics = summary.get("metrics")
     has_export = host.run(["test", "-d", str(where.export)]).ok
@@ -126,8 +127,10 @@ def best_checkpoint(where: RunDir, host: Host) -> str:
 
 
 def close_books(view: View, ledger: Ledger, project: str) -> None:
-    """The end and the bill of the newest attempt, once."""
+    """The end and the bill of the newest attempt, once. A rented pod's books stay open until it has ended."""
     run = view.run
+    if run.is_rented:
+        return
     end = Event(
         view.now, events.STOPPED, run.id, project, run.provider, run.name, run.pod, detail={"state": view.state}
     )
@@ -135,9 +138,21 @@ def close_books(view: View, ledger: Ledger, project: str) -> None:
     ledger.append(end, bill, unless=lambda runs: run.id in runs and runs[run.id].gone_at is not None)
 
 
-def results_dir(run: Run) -> Path:
-    """Where a run's fetched files lie, inside its project."""
-    return Path(str(run.detail.get("project_root", "."))) / ".podctl" / "runs" / run.id
+def keep_receipt(run: Run, receipt: Receipt) -> None:
+    """The receipt as it was in the end, beside what was fetched."""
+    root = results_dir(run)
+    with contextlib.suppress(OSError):
+        if root.is_dir():
+            text = json.dumps(receipt.as_dict(), indent=1, ensure_ascii=False) + "\n"
+            (root / run_dir(run).receipt.name).write_text(text, encoding="utf-8")
+
+
+def receipt_from_home(view: View, podctl: str) -> Receipt:
+    """What there is to say about a run whose machine is no more, by what came home of it."""
+    from podctl.localhost import LocalHost
+
+    root = results_dir(view.run)
+    return make_receipt(view, LocalHost(), root, podctl, where=RunDir(root))
 
 
 def fetch_results(where: RunDir, host: Host, target: Path) -> None:
@@ -187,6 +202,8 @@ def ignore_results(results: Path) -> None:
 def _noting(trouble: list[str], what: str) -> Iterator[None]:
     try:
         yield
+    except PodGone:
+        raise
     except (OSError, PodctlError) as e:
         trouble.append(f"{what}: {e}")
 

@@ -48,6 +48,7 @@ class Need:
     espeak: bool = False  # makes the demo's corpus
     key: str = ""  # path of the one key that is to be used
     python: str = ""  # pod.ssh.python
+    own_key: bool = False  # podctl's own SSH key opens the machine, no person's
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,7 @@ def _judge_keys(seen: Here, need: Need, say: Say) -> Iterator[Finding]:
     keys = seen.ssh_keys
     if keys is None:
         yield say(WARN, "ssh-key", "there is no home folder to look for SSH keys in", "set HOME")
-    elif need.local:
+    elif need.local or need.own_key:
         return
     elif need.key and Path(need.key) in keys.locked:
         yield say(BAD, "ssh-key", f"{need.key} has a passphrase and no agent holds it", f"ssh-add {need.key}", 3)

@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path, PurePath
 from typing import Protocol
 
-from podctl.errors import PodctlError
+from podctl.errors import PodctlError, Unreachable
 from podctl.pods import Pod, Result
 
 IDLE_S = 0.5  # a stream that has nothing to say lets its reader look up about this often
@@ -79,11 +79,13 @@ class Host(Protocol):
 
 
 def host_of(pod: Pod) -> Host:
-    """The way onto a pod."""
-    if pod.ssh is None:
+    """The way onto a pod. Raises Unreachable for a rented one that has no address yet."""
+    if pod.is_here:
         from podctl.localhost import LocalHost
 
         return LocalHost()
+    if pod.ssh is None:
+        raise Unreachable(f"{pod.name} is {pod.state}, without an address yet", "try again in a minute")
     from podctl.wire import ssh_host
 
     return ssh_host(pod.ssh)

@@ -9,7 +9,6 @@ import dataclasses
 import json
 import os
 import secrets
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -18,12 +17,13 @@ from podctl import ledger as events
 from podctl import runs, source, version
 from podctl.errors import Busy, Cancelled, PodctlError, Unreachable
 from podctl.facts import Facts, gather, python_words, refuse_what_is_missing, whole
+from podctl.fetch import ignore_results
 from podctl.host import Host, host_of
-from podctl.ledger import Event, Ledger
-from podctl.pods import Boot, Pod, Run
+from podctl.ledger import Ledger
+from podctl.place import gather_there, guard_place, over_already, recorder, take_place
+from podctl.pods import Pod, Run
 from podctl.prepare import Prepared
 from podctl.project import Project
-from podctl.providers.base import Provider
 from podctl.sending import answer_of, send_tool, send_tree
 from podctl.settings import state_dir
 from podctl.shell import CtrlC
@@ -35,6 +35,8 @@ from remote.rundir import Job, Volume
 
 ASK_AGAIN = 4  # times, where the link broke while the order was on its way
 ASK_AGAIN_S = 2.0
+TOOLS_S = 300.0  # for a boot guard to install tmux and rsync
+SAVE_S = 120.0  # before the deadline, beyond the grace: for the last checkpoint to reach the volume
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class Launched:
     host: Host
     log_offset: int  # where this attempt's log begins
     leaves: bool = False  # Ctrl-C came while it was being started
+    is_over: bool = False  # it had succeeded while nobody looked: there is nothing to start
 
 
 def launch(
@@ -54,29 +57,27 @@ def launch(
     """
     book = project_ledger or runs.open_ledger()
     key = key or CtrlC()
-
-    def record(event: str, pod: Pod | None = None, **detail: Any) -> None:
-        usd_per_hour = pod.usd_per_hour if pod else 0.0
-        book.append(Event(clock.now(), event, p.plan.run_id, p.project.id, p.provider.name, p.lineage,
-                          pod.id if pod else "", usd_per_hour, detail=dict(detail)))  # fmt: skip
-
+    record = recorder(p, book, clock)
     tree = read_tree(p.snapshot.root, p.snapshot.files)
     with source.tool_tree(tool_root()) as (stamp, tool):
-        record(events.INTENT, pod_name=p.plan.pod_name, project_root=str(p.project.root))
         with contextlib.ExitStack() as undo:
-            pod = rent(p, record)
-            undo.callback(give_back, p.provider, pod, record)
+            place = take_place(p, record, ui, clock, undo)
+            host, pod = place.host, place.pod
             begun = clock.now()
-            host = host_of(pod)
-            facts = gather(host, pod, run_id=p.plan.run_id, project=p.project.id, tree=tree.id, stamp=stamp)
+            facts = gather_there(p, place, tree.id, stamp, clock)
             refuse_what_is_missing(facts)
             pod = whole(pod, facts)
-            if pod.ssh is not None:
+            if not pod.is_here and place.ready is None:
                 ui.done(f"{host.name} answered after {duration(clock.now() - begun)}")
             tool_dir = send_tool(host, facts, stamp, tool)
+            if place.ready is not None and over_already(p, host, pod):
+                undo.pop_all()
+                run = book.runs()[p.plan.run_id]
+                return Launched(run, runs.host_for(run), 0, is_over=True)
+            hours = guard_place(p, place, pod, facts, tool_dir, ui) if place.ready is not None else p.plan.max_hours
             source_dir = PurePosixPath(facts.disk, "src", p.plan.run_id)
             send_source(p.project.id, tree, host, facts, tool_dir, ui, clock)
-            order = make_order(p, pod, facts, tree, tool_dir, stamp, source_dir)
+            order = make_order(p, pod, facts, tree, tool_dir, stamp, source_dir, hours)
             # where to find it is on disk before it runs: a podctl that dies in between must not lose a living run
             record(
                 events.READY,
@@ -89,6 +90,7 @@ def launch(
                 secrets_file=order["secrets_file"],
                 attempt_before=facts.epoch,
             )
+            keep_here(book.runs()[p.plan.run_id], p)
             key.hold()
             try:
                 leaves = start(host, facts, tool_dir, order, clock, key)
@@ -99,29 +101,15 @@ def launch(
                 raise type(e)(f"{e.message}: it may be running", e.hint) from e
             undo.pop_all()
             record(events.LAUNCHED, pod)
-    return Launched(book.runs()[p.plan.run_id], host, facts.log_bytes, leaves)
+    run = book.runs()[p.plan.run_id]
+    return Launched(run, runs.host_for(run) if run.is_rented else host, facts.log_bytes, leaves)
 
 
-def rent(p: Prepared, record: Callable[..., None]) -> Pod:
-    """A pod: the run's own, started again, or a new one."""
-    before = p.choice.resumes
-    can_start = p.provider.can.stop
-    if can_start and before is not None and before.pod and p.provider.get(before.pod).state != "gone":
-        pod = p.provider.start(before.pod)
-    else:
-        pod = p.provider.create(p.plan.pod_name, p.plan.offers[0], p.spec, Boot(env=p.experiment.env))
-        record(events.CREATED, pod)
-    record(events.STARTED, pod, started_at=pod.started_at, rents=p.provider.can.rents)
-    return pod
-
-
-def give_back(provider: Provider, pod: Pod, record: Callable[..., None]) -> None:
-    """The end of a launch that failed. Raises PodctlError naming the pod where it can't be given back."""
-    try:
-        provider.terminate(pod.id)
-        record(events.GONE, pod)
-    except PodctlError as e:
-        raise PodctlError(f"{pod.name} ({pod.id}) at {provider.name} may still be there: {e.message}", e.hint) from e
+def keep_here(run: Run, p: Prepared) -> None:
+    """The experiment file beside what is mirrored: what a resume is compared with once the pod is no more."""
+    with contextlib.suppress(OSError):
+        ignore_results(runs.results_dir(run))
+        (runs.results_dir(run) / "experiment.yaml").write_text(p.experiment.yaml, encoding="utf-8")
 
 
 def send_source(
@@ -154,7 +142,14 @@ def sync_source(project: Project, pod: Pod, ui: Ui, clock: Clock) -> PurePosixPa
 
 
 def make_order(
-    p: Prepared, pod: Pod, facts: Facts, tree: Tree, tool_dir: PurePosixPath, stamp: str, source_dir: PurePosixPath
+    p: Prepared,
+    pod: Pod,
+    facts: Facts,
+    tree: Tree,
+    tool_dir: PurePosixPath,
+    stamp: str,
+    source_dir: PurePosixPath,
+    max_hours: float,
 ) -> dict[str, Any]:
     """What `desk.py start` needs: the run's own account of what it is, its secrets, and how its runner is started."""
     where = Volume(pod.volume_dir).run(p.plan.run_id)
@@ -168,7 +163,7 @@ def make_order(
         command=command_of(p, str(where.experiment), str(where)),
         prep=p.experiment.stages,
         env=dict(p.experiment.env),
-        max_hours=p.plan.max_hours,
+        max_hours=max_hours,
     )
     files = {
         where.experiment.name: p.experiment.yaml,
@@ -178,7 +173,7 @@ def make_order(
     }
     names = p.experiment.pod.secrets
     secrets_file = str(facts.private / f"{p.plan.run_id}.json") if names else ""
-    is_here = pod.ssh is None
+    is_here = pod.is_here
     env = {
         "PODCTL_VOLUME": str(pod.volume_dir),
         "PODCTL_DISK": str(pod.disk_dir),

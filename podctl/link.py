@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import TypeVar
 
-from podctl.errors import Unreachable, Untrusted
+from podctl.errors import PodGone, Unreachable, Untrusted
 from podctl.ui import Ui, fit
 from remote.clock import Clock, duration
 
@@ -49,7 +49,7 @@ class Link:
         A break that the first retry mends is a blink, and is not talked about. Time asleep counts as nothing. Raises
         the error where trying again is no use, Unreachable where patience is over.
         """
-        if isinstance(error, Untrusted):
+        if isinstance(error, Untrusted | PodGone):
             raise error
         if self._down_since is None:
             self._down_since = self._clock.elapsed() if self._answered_at is None else self._answered_at

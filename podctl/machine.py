@@ -11,9 +11,7 @@ from podctl.ledger import Ledger
 from podctl.pods import Boot, Pod
 from podctl.project import Project
 from podctl.providers.base import provider_named
-from podctl.runs import find_run, is_gone
-
-HAS_MACHINE = ("local", "ssh")  # what these make was there before
+from podctl.runs import find_run, is_gone, pod_for
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,7 @@ def meant_pod(ledger: Ledger, project: Project, word: str = "", config: Path | N
         raise PodctlError(f"{run.id} never had a machine", "podctl train --config FILE, or name one by --config FILE")
     if is_gone(run):
         raise PodctlError(f"the machine of {run.id} is gone, and its volume with it", "podctl ps --all lists the runs")
-    return provider_named(run.provider).get(run.pod)
+    return pod_for(run)
 
 
 def pod_of_experiment(config: Path, sets: Sequence[str] = ()) -> Pod:
@@ -55,7 +53,10 @@ def pod_of_experiment(config: Path, sets: Sequence[str] = ()) -> Pod:
     if experiment is None:
         raise bad_file(config, mistakes)
     name = experiment.pod.provider
-    if name not in HAS_MACHINE:
-        raise BadInput(f"{config} names no machine that is there: {name} rents one with the run", "name a run instead")
     provider = provider_named(name)
+    if provider.can.rents:
+        raise BadInput(
+            f"{config} names no machine that is there: {name} rents one",
+            f"podctl up --config {config}, then name its run",
+        )
     return provider.create(experiment.name, provider.offers(experiment.spec)[0], experiment.spec, Boot())

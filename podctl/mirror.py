@@ -15,10 +15,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from podctl.errors import PodctlError
-from podctl.fetch import ignore_results, results_dir
+from podctl.fetch import ignore_results
 from podctl.host import Host
 from podctl.pods import Run
-from podctl.runs import run_dir, tool_argv
+from podctl.runs import results_dir, run_dir, tool_argv
 
 EVERY_S = 20.0
 PENDING_MAX = 4 << 20  # of log that waits here until what lies before it has come

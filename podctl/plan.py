@@ -8,9 +8,9 @@ from podctl.errors import BadInput, Busy
 from podctl.pods import Offer, Plan, Run
 from remote.rundir import FAILED, LOST, STOPPED, SUCCEEDED
 
-POD_NAME_MAX = 60  # RunPod accepts names up to 60 (seen 2026-08)
 NEVER_STARTED = "not started"  # the ledger has it, the volume does not
-RESUMABLE = frozenset({STOPPED, FAILED, LOST, NEVER_STARTED})
+UNSEEN = "ended unseen"  # its pod is no more, and nobody has looked at the volume since
+RESUMABLE = frozenset({STOPPED, FAILED, LOST, NEVER_STARTED, UNSEEN})
 IDLE_LOCALLY = {
     "gpu": "this machine has what it has",
     "gpu_count": "this machine has what it has",
@@ -35,6 +35,7 @@ IDLE_OVER_SSH = {
     "spot": "nobody takes that machine away",
     "guard": "nothing needs to be given back",
 }
+IDLE_WHERE_RENTED = {"ssh": "it is rented, and its address comes from there"}
 
 
 @dataclass(frozen=True)
@@ -79,32 +80,35 @@ def make_run_id(name: str, now: float, token: str) -> str:
     return f"{name}-{time.strftime('%y%m%d-%H%M%S', time.gmtime(now))}-{token[:4]}"
 
 
-def make_pod_name(owner: str, run_id: str) -> str:
-    """`pc-<owner>-<run id>`; where that is too long the name within it gives way, never the part that is unique."""
-    name, tail = run_id[: -len("-yymmdd-hhmmss-abcd")], run_id[-len("-yymmdd-hhmmss-abcd") :]
-    room = POD_NAME_MAX - len(f"pc-{owner}-") - len(tail)
-    return f"pc-{owner}-{name[:room].rstrip('-')}{tail}"
-
-
 def make_plan(
-    choice: Choice, owner: str, offers: Sequence[Offer], max_hours: float, max_usd: float | None = None
+    choice: Choice, pod_name: str, offers: Sequence[Offer], max_hours: float, max_usd: float | None = None
 ) -> Plan:
-    """The cheapest offer first, and the most that it can cost. Raises BadInput where that is over `max_usd`."""
-    ranked = sorted(offers, key=lambda o: o.usd_per_hour)
-    ceiling_usd = ranked[0].usd_per_hour * max_hours if ranked else 0.0
-    if max_usd is not None and ceiling_usd > max_usd:
-        raise BadInput(f"could cost ${ceiling_usd:,.2f}, the limit is ${max_usd:,.2f}", "lower pod.max_hours")
+    """The offers in their order, and the most that this attempt can cost: the hours at the dearest that may be taken.
+
+    `max_usd` is over all attempts of a run. Offers that could go beyond it are left out; raises BadInput where none
+    stays.
+    """
+    spent_usd = choice.resumes.usd_billed if choice.resumes else 0.0
+    left_usd = None if max_usd is None else max(0.0, max_usd - spent_usd)
+    fitting = [o for o in offers if left_usd is None or o.usd_per_hour * max_hours <= left_usd]
+    if offers and not fitting:
+        cheapest = min(o.usd_per_hour for o in offers) * max_hours
+        spent = f", of which ${spent_usd:,.2f} is spent" if spent_usd else ""
+        raise BadInput(
+            f"could cost ${cheapest:,.2f}, the limit is ${max_usd:,.2f}{spent}", "lower pod.max_hours, or raise max_usd"
+        )
     return Plan(
         run_id=choice.run_id,
         resumes=choice.resumes is not None,
-        pod_name=make_pod_name(owner, choice.run_id),
-        offers=ranked,
+        pod_name=pod_name,
+        offers=fitting,
         max_hours=max_hours,
-        ceiling_usd=ceiling_usd,
+        ceiling_usd=max((o.usd_per_hour for o in fitting), default=0.0) * max_hours,
+        spent_usd=spent_usd,
     )
 
 
 def without_effect(provider: str, given: Mapping[str, object]) -> dict[str, str]:
     """Keys of `pod:` that were given and that this provider can't honour, with the reason."""
-    idle = {"local": IDLE_LOCALLY, "ssh": IDLE_OVER_SSH}.get(provider, {})
+    idle = {"local": IDLE_LOCALLY, "ssh": IDLE_OVER_SSH, "runpod": IDLE_WHERE_RENTED}.get(provider, {})
     return {key: idle[key] for key in given if key in idle}

@@ -16,6 +16,7 @@ class PodSpec:
     image: str | None = None
     disk_gb: int = 40
     spot: bool = False
+    max_usd_per_hour: float | None = None
     env: Mapping[str, str] = field(default_factory=dict)
     machine: "Machine | None" = None  # pod.provider: ssh
 
@@ -30,6 +31,8 @@ class Offer:
     usd_per_hour: float
     data_center: str = ""
     ref: str = ""  # the provider's own name for it
+    stock: str = ""  # the provider's hint: high, medium, low; "" where it gives none
+    spot: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,14 +69,25 @@ class Pod:
     provider: str
     id: str
     name: str
-    state: str  # starting, running, stopped, gone
+    state: str  # starting, running, stopped, broken, gone
     usd_per_hour: float
     volume_dir: PurePosixPath  # $PODCTL_VOLUME there
     disk_dir: PurePosixPath  # the local disk: code, environments, hub caches
-    started_at: float | None = None
+    started_at: float | None = None  # of this boot, the provider's word; paid from here
     gpu: str = ""
-    ssh: SshAddress | None = None
+    ssh: SshAddress | None = None  # None: it has no address yet, or it is this machine
     python: str = ""  # $PODCTL_PYTHON there; "": the runner finds or builds one
+    gpu_count: int = 0
+    data_center: str = ""
+    volume: str = ""  # the network volume's id; "" where its data dies with it
+    created_at: float | None = None
+    proxy: str = ""  # a command that opens a shell through the provider's proxy, for a person
+    host_id: str = ""  # the provider's name of the physical machine, where it tells it
+
+    @property
+    def is_here(self) -> bool:
+        """Is it this machine?"""
+        return self.provider == "local"
 
 
 @dataclass(frozen=True)
@@ -94,6 +108,25 @@ class Boot:
     host_key: str = ""
     env: Mapping[str, str] = field(default_factory=dict)
     start_script: str = ""
+
+
+@dataclass(frozen=True)
+class Announced:
+    """What a pod's boot guard said into its log at this start (docs/adr/0013)."""
+
+    boot: str
+    guard_dir: PurePosixPath | None = None
+    host_key: str = ""  # `TYPE BASE64`
+    trouble: str = ""
+
+
+@dataclass(frozen=True)
+class Balance:
+    """What an account has left. Dollars."""
+
+    usd: float
+    usd_per_hour: float = 0.0  # what it spends now
+    limit_usd_per_hour: float | None = None
 
 
 @dataclass(frozen=True)
@@ -142,6 +175,11 @@ class Run:
     detail: Mapping[str, object] = field(default_factory=dict)
 
     @property
+    def is_rented(self) -> bool:
+        """Does its machine cost money for as long as it is on?"""
+        return bool(self.detail.get("rents", False))
+
+    @property
     def was_undone(self) -> bool:
         """Its launch failed, and what it had been given was given back: nothing of it is anywhere."""
         return self.gone_at is not None and self.launched_at is None
@@ -156,4 +194,5 @@ class Plan:
     pod_name: str
     offers: Sequence[Offer]
     max_hours: float
-    ceiling_usd: float
+    ceiling_usd: float  # of this attempt
+    spent_usd: float = 0.0  # by attempts before it

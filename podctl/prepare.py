@@ -7,29 +7,31 @@ import contextlib
 import importlib.util
 import secrets
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+from typing import Any
 
 from podctl import ledger as events
-from podctl import runs, shell, source
-from podctl.errors import BadInput, MissingHere
-from podctl.experiment import Experiment, bad_file, read_experiment
-from podctl.facts import gather
-from podctl.host import Host, host_of
-from podctl.ledger import Ledger, newest
-from podctl.plan import RESUMABLE, Choice, choose_run, make_plan, make_run_id, without_effect
-from podctl.pods import Plan, PodSpec, Run
+from podctl import shell, source
+from podctl.boot import make_boot
+from podctl.choosing import choose
+from podctl.errors import BadInput, MissingHere, NoRights
+from podctl.experiment import Experiment, Hold, bad_file, read_experiment, seconds_of
+from podctl.plan import Choice, make_plan, without_effect
+from podctl.podname import make_pod_name
+from podctl.pods import Balance, Plan, PodSpec, Run
 from podctl.project import Project, find_project, working_dir
 from podctl.providers.base import Provider, provider_named
 from podctl.providers.local import local_python
+from podctl.rent import Wish
 from podctl.settings import Settings, load_settings, refuse_tracked_keys, state_dir
 from podctl.trainer_check import check_training
-from podctl.yamls import read_yaml, to_yaml
+from podctl.yamls import to_yaml
 from remote.clock import Clock
 from remote.mistakes import Mistake
-from remote.rundir import SUCCEEDED
+
+BOOT_S = 1800.0  # that a pod may need beyond its hours: until it runs, and for its results to be fetched
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class Order:
     force_restart: bool = False
     queue: bool = False
     beside: bool = False
+    unguarded: bool = False
     podctl: str = "podctl"  # as a person can type it
 
 
@@ -63,6 +66,37 @@ class Prepared:
     choice: Choice
     plan: Plan
     idle_keys: Mapping[str, str]
+    unguarded: bool = False  # a pod that nothing on it could end is taken all the same
+    balance: Balance | None = None  # of the account, where its provider tells it
+
+    @property
+    def endings(self) -> dict[str, Any]:
+        """What becomes of a rented pod: `on_success` and `on_failure`, each stop, terminate or {"hold_s": n}."""
+        usual = "terminate" if self.spec.volume else "stop"  # as safe on a volume, and cheaper
+        given = {"on_success": self.experiment.pod.on_success, "on_failure": self.experiment.pod.on_failure}
+        return {k: {"hold_s": seconds_of(v.hold)} if isinstance(v, Hold) else v or usual for k, v in given.items()}
+
+    @property
+    def wish(self) -> Wish:
+        """The pod that is to be rented. Raises MissingHere where there can be no key for it."""
+        from podctl.ownkey import own_key
+
+        before = self.choice.resumes
+        guard = self.experiment.pod.guard
+        end = "terminate" if self.spec.volume else "stop"
+        _, public = own_key()
+        return Wish(
+            run_id=self.plan.run_id,
+            pod_name=self.plan.pod_name,
+            offers=self.plan.offers,
+            spec=self.spec,
+            boot=make_boot(public, grace_s=guard.boot_grace_s, end=end, run_id=self.plan.run_id),
+            known_pod=before.pod if before and not self.is_elsewhere(before) else "",
+            may_exist=before is not None,
+        )
+
+    def is_elsewhere(self, run: Run) -> bool:
+        return run.provider != self.provider.name
 
 
 @contextlib.contextmanager
@@ -84,11 +118,15 @@ def prepare(
     with held:
         snap = source.snapshot(project, exclude=state_dir())
         pod, spec = experiment.pod, experiment.spec
-        choice = choose(order, experiment, provider, project, lineage, clock, token)
+        choice = choose(
+            experiment, provider, project, lineage, clock, token, force=order.force_restart, podctl=order.podctl
+        )
         if not spec.gpu and settings.gpu_type:
             spec = replace(spec, gpu=(settings.gpu_type,))
         offers = provider.offers(spec)
-        plan = make_plan(choice, settings.owner, offers, pod.max_hours, pod.max_usd)
+        name = pod_name(choice, settings.owner, provider, pod.max_hours, clock.now())
+        plan = make_plan(choice, name, offers, pod.max_hours, pod.max_usd)
+        balance = checked_balance(provider, plan)
         idle = without_effect(provider.name, dict.fromkeys(sorted(pod.model_fields_set)))
         yield Prepared(
             experiment,
@@ -104,7 +142,30 @@ def prepare(
             choice,
             plan,
             idle,
+            order.unguarded,
+            balance,
         )
+
+
+def pod_name(choice: Choice, owner: str, provider: Provider, max_hours: float, now: float) -> str:
+    """A rented one says until when it may live, so that any laptop can tell a forgotten one."""
+    if not provider.can.rents:
+        return make_pod_name(owner, choice.run_id)
+    attempt = 1 + (choice.resumes.attempts if choice.resumes else 0)
+    return make_pod_name(owner, choice.run_id, attempt=attempt, until=now + max_hours * 3600 + BOOT_S)
+
+
+def checked_balance(provider: Provider, plan: Plan) -> Balance | None:
+    """What the account has, where that is told. Raises NoRights where it does not last for an hour."""
+    ask = getattr(provider, "balance", None)
+    balance: Balance | None = ask() if ask is not None and provider.can.balance else None
+    cheapest = min((o.usd_per_hour for o in plan.offers), default=0.0)
+    if balance is not None and balance.usd < cheapest:
+        raise NoRights(
+            f"the account holds ${balance.usd:,.2f}, an hour costs ${cheapest:,.2f}",
+            f"put money on it at {provider.name}, or ask for a cheaper GPU",
+        )
+    return balance
 
 
 def checked_experiment(order: Order, settings: Settings) -> Experiment:
@@ -143,97 +204,6 @@ def refuse_what_is_missing(experiment: Experiment) -> None:
         raise MissingHere(f"PODCTL_PYTHON is {local_python()}, which is not a program", "correct or unset it")
     if experiment.trains and not _has_torch(local_python()):
         raise MissingHere(f"torch is not installed beside {local_python()}", "pip install 'podctl[train]'")
-
-
-def choose(
-    order: Order,
-    experiment: Experiment,
-    provider: Provider,
-    project: Project,
-    lineage: str,
-    clock: Clock,
-    token: Callable[[], str],
-) -> Choice:
-    """Is it a new run, or does an older one go on? Raises Busy, BadInput, Unreachable."""
-    before = newest(runs.open_ledger().runs().values(), project.id, lineage)
-    new_id = make_run_id(lineage, clock.now(), token())
-    state, differences = "", []
-    if before is not None and runs.is_gone(before):
-        return Choice(new_id, because=f"{before.id} is gone with its volume")
-    if before is not None:
-        moved = moved_run(before, provider, experiment) if before.launched_at else None
-        before = moved or before
-        host = runs.host_for(before)
-        state = runs.look(before, host, clock.now()).state
-        if not order.force_restart:
-            differences = changes_since(before, host, experiment)
-            if moved is None and state in RESUMABLE and not same_machine(before, provider, experiment):
-                differences = [f"pod: it lies on {host.name}, and this names another machine", *differences]
-    return choose_run(before, state, differences, force=order.force_restart, new_id=new_id, podctl=order.podctl)
-
-
-def experiment_of(run: Run, ledger: Ledger, here: Project) -> bytes:
-    """A run's own experiment file, to go on with. Raises BadInput where it is not the one that would go on."""
-    if run.project != here.id:
-        root = run.detail.get("project_root", "")
-        raise BadInput(f"{run.id} is of another project, whose code it needs", f"cd {root}, then again")
-    last = newest(ledger.runs().values(), run.project, run.name)
-    if last is not None and last.id != run.id:
-        raise BadInput(f"{last.id} is newer than {run.id}", f"podctl resume {last.id}; an older run stays as it is")
-    host = runs.host_for(run)
-    if runs.look(run, host, 0.0).state == SUCCEEDED:
-        raise BadInput(f"{run.id} succeeded: there is nothing to resume", "podctl train --config FILE begins a new run")
-    text = host.read(PurePosixPath(runs.run_dir(run).experiment))
-    if text is None:
-        raise BadInput(f"{run.id} never began", "podctl train --config FILE starts it")
-    return text
-
-
-def same_machine(run: Run, provider: Provider, experiment: Experiment) -> bool:
-    """Would a run of this experiment meet the older run's volume?"""
-    if run.provider != provider.name:
-        return False
-    machine = experiment.spec.machine
-    if machine is None or run.provider != "ssh":
-        return True
-    from podctl.providers.ssh import machine_of
-
-    then = machine_of(run.pod)
-    return (then.address.host, then.volume_dir) == (machine.address.host, machine.volume_dir)
-
-
-def moved_run(run: Run, provider: Provider, experiment: Experiment) -> Run | None:
-    """The run at the machine's new address, where its directory is found there: addresses change, volumes stay."""
-    machine = experiment.spec.machine
-    if machine is None or run.provider != "ssh" or provider.name != "ssh":
-        return None
-    from podctl.providers.ssh import id_of, pod_of
-
-    pod = pod_of(machine)
-    if run.pod == id_of(machine):
-        return None
-    facts = gather(host_of(pod), pod, run_id=run.id)
-    if not facts.has_run:
-        return None
-    return replace(run, pod=pod.id, detail={**run.detail, "run_dir": str(facts.volume / "runs" / run.id)})
-
-
-def changes_since(run: Run, host: Host, experiment: Experiment) -> list[str]:
-    """What differs from the run's own experiment beyond what a resume allows."""
-    old = host.read(PurePosixPath(runs.run_dir(run).experiment)) if run.detail.get("run_dir") else None
-    if old is None:
-        return []
-    with tempfile.TemporaryDirectory(prefix="podctl-") as tmp:
-        path = Path(tmp, "experiment.yaml")
-        path.write_bytes(old)
-        document, _ = read_yaml(path)
-    then = (document.get("pod") or {}).get("command")
-    now = experiment.document["pod"].get("command")
-    if then != now:
-        return [f"pod.command: {then} → {now}"]
-    if not experiment.trains:
-        return []
-    return list(check_training(experiment.yaml, against=old.decode("utf-8")).changes)
 
 
 def _has_torch(python: str) -> bool:

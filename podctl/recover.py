@@ -3,18 +3,20 @@
 import calendar
 import re
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from podctl import ledger as events
 from podctl import source
-from podctl.errors import PodctlError
+from podctl.errors import BadInput, PodctlError
 from podctl.facts import Facts, gather, python_words, refuse_what_is_missing
 from podctl.host import host_of
 from podctl.ledger import Event, Ledger
-from podctl.pods import Pod
+from podctl.pods import Boot, Pod, PodSpec, Volume
 from podctl.project import Project
-from podctl.providers.base import provider_named
+from podctl.providers.base import Provider, provider_named
+from podctl.rented import RentedHost
 from podctl.sending import answer_of, send_tool
 from podctl.trainer_check import tool_root
 from remote.rundir import parse_status
@@ -44,6 +46,26 @@ def recover(pod: Pod, name: str, project: Project, ledger: Ledger, now: float) -
     return found
 
 
+def pod_with_volume(provider: Provider, spec: PodSpec, config: str) -> Pod:
+    """A machine that has the experiment's volume: one's own, or a rented pod that is on. Rents none.
+
+    Raises BadInput where none is on, Unreachable.
+    """
+    if not provider.can.rents:
+        return provider.create("recover", provider.offers(spec)[0], spec, Boot())
+    volumes = {v.id for v in volumes_of(provider) if spec.volume in (v.id, v.name)}
+    for pod in provider.list():
+        if pod.state == "running" and pod.volume in volumes:
+            return RentedHost(provider, pod.id, pod.name).pod
+    raise BadInput(f"no pod with the volume {spec.volume} is on", f"podctl up --config {config} rents one, then again")
+
+
+def volumes_of(provider: Provider) -> Sequence[Volume]:
+    """The provider's network volumes, where it has any."""
+    volumes = getattr(provider, "volumes", None)
+    return volumes() if volumes is not None else ()
+
+
 def lineage_of(run_id: str) -> str:
     """`tiny` of `tiny-261121-080000-1a2b`; "" for what is no run's id."""
     match = RUN_ID.fullmatch(run_id)
@@ -58,6 +80,7 @@ def events_of(told: dict[str, Any], pod: Pod, facts: Facts, project: Project, no
     begun = float(calendar.timegm(time.strptime(match["when"], "%y%m%d-%H%M%S")))
     status = parse_status(told.get("status") or {})
     run_dir = str(told["run_dir"])
+    host_key = pod.ssh.host_key if pod.ssh is not None else ""
 
     def event(kind: str, t: float, **detail: Any) -> Event:
         return Event(
@@ -77,7 +100,14 @@ def events_of(told: dict[str, Any], pod: Pod, facts: Facts, project: Project, no
             secrets_file="",
             attempt_before=(status.attempt - 1) if status else 0,
         ),
-        event(events.STARTED, status.started_at if status else begun, rents=provider_named(pod.provider).can.rents),
+        event(
+            events.STARTED,
+            status.started_at if status else begun,
+            rents=provider_named(pod.provider).can.rents,
+            volume=pod.volume,
+            wanted_volume=pod.volume,
+            host_key=host_key,
+        ),
         event(events.LAUNCHED, status.started_at if status else begun),
     ]
     if status is not None and status.is_final:

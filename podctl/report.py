@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 
 from podctl import fetch
+from podctl.errors import PodctlError
 from podctl.host import Host
 from podctl.live import best_of
-from podctl.runs import View, run_dir
+from podctl.runs import View, results_dir, run_dir
 from podctl.ui import Ui, money
 from remote.clock import duration, utc
-from remote.rundir import FAILED
+from remote.rundir import FAILED, SUCCEEDED
 
 TAIL_LINES, TAIL_BYTES = 5, 8192
 DROP = ("PROJECT", "BEST", "AGE", "$", "STEP")  # where a terminal is narrow, in this order
@@ -48,7 +49,7 @@ def show_one(ui: Ui, view: View, host: Host, podctl: str) -> None:
         ("reason", fetch.reason_of(view)),
         (
             "result",
-            fetch.make_receipt(view, host, fetch.results_dir(view.run), podctl).headline if view.is_over else "",
+            fetch.make_receipt(view, host, results_dir(view.run), podctl).headline if view.is_over else "",
         ),
         ("step", step_of(view)),
         ("loss", f"{p.loss:.4g}" if p and p.loss is not None else ""),
@@ -74,6 +75,28 @@ def show_one(ui: Ui, view: View, host: Host, podctl: str) -> None:
             ui.note(f"  {line}")
     if not view.is_over:
         ui.hint(f"{podctl} attach {view.run.id}")
+
+
+def show_gone(ui: Ui, view: View, e: PodctlError, podctl: str) -> None:
+    """A run whose pod is no more, by what came home of it."""
+    p = view.progress
+    if ui.as_json:
+        ui.emit({**view.as_dict(), "pod": "gone"})
+        return
+    facts = [
+        ("run", view.run.id),
+        ("state", view.state),
+        ("reason", fetch.reason_of(view)),
+        ("step", step_of(view)),
+        ("best", best_of(p.best) if p else ""),
+        ("cost", money(view.usd) + {"an upper bound": " at most"}.get(str(view.run.detail.get("bill_by")), "")),
+        ("machine", e.message),
+        ("volume", str(view.run.detail.get("wanted_volume") or view.run.detail.get("volume") or "")),
+        ("mirror", str(results_dir(view.run)) if results_dir(view.run).is_dir() else ""),
+    ]
+    ui.facts(facts)
+    if view.state != SUCCEEDED:
+        ui.hint(f"{podctl} train with the same file goes on with it")
 
 
 def step_of(view: View) -> str:

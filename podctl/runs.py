@@ -5,18 +5,19 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from podctl.errors import BadInput, PodctlError, Unreachable
+from podctl.errors import BadInput, PodctlError, PodGone, Unreachable
 from podctl.gauge import Gpu
 from podctl.host import Host, host_of
 from podctl.ledger import Ledger, newest
-from podctl.plan import NEVER_STARTED
-from podctl.pods import Run
+from podctl.plan import NEVER_STARTED, UNSEEN
+from podctl.pods import Pod, Run
 from podctl.providers.base import provider_named
 from podctl.settings import state_dir
 from podctl.shell import TIMED_OUT
+from remote.files import read_json
 from remote.rundir import FINAL, LOST, STARTING, Progress, RunDir, Status, Volume, parse_progress, parse_status
 
 LIMIT_S = 8.0  # for a machine to say how its runs are, where many are asked
@@ -37,6 +38,7 @@ class View:
     now: float
     skew_s: float = 0.0  # how far the machine's clock is ahead of ours
     gpu: Gpu | None = None
+    pod_is_gone: bool = False  # its rented machine is no more: this is what came home
 
     @property
     def there_now(self) -> float:
@@ -51,7 +53,7 @@ class View:
     @property
     def is_over(self) -> bool:
         """Nothing will come any more: it ended, or it is lost, or it never began."""
-        return self.state in FINAL or self.state in (LOST, NEVER_STARTED)
+        return self.state in FINAL or self.state in (LOST, NEVER_STARTED, UNSEEN)
 
     @property
     def trains(self) -> bool:
@@ -72,14 +74,11 @@ class View:
 
     @property
     def attempt_hours(self) -> float:
-        """What the newest attempt has to pay for: a rented pod from its start by our clock; a machine that one has for
-        as long as the run has its turn there."""
-        if not self.run.detail.get("rents", True):
+        """What the newest attempt has to pay for: a rented pod from its start until now, whatever the run does; a
+        machine that one has for as long as the run has its turn there."""
+        if not self.run.is_rented:
             return 0.0 if self.status is None or self.status.phase == QUEUE else self.ran_s / 3600
-        ended = self.now
-        if self.status is not None and self.status.ended_at:
-            ended = min(self.now, self.status.ended_at - self.skew_s)
-        return max(0.0, ended - (self.run.started_at or ended)) / 3600
+        return max(0.0, self.now - (self.run.started_at or self.now)) / 3600
 
     def as_dict(self) -> dict[str, Any]:
         """For --json."""
@@ -145,20 +144,59 @@ def run_dir(run: Run) -> RunDir:
 
 
 def is_gone(run: Run) -> bool:
-    """Was there a machine, and is there none any more?"""
-    return bool(run.pod) and provider_named(run.provider).get(run.pod).state == "gone"
+    """Was there a machine, and is there nothing of the run any more? What lies on a network volume outlives its pod."""
+    if not run.pod or run.detail.get("volume"):
+        return False
+    return provider_named(run.provider).get(run.pod).state == "gone"
 
 
 def host_for(run: Run) -> Host:
-    """The way to the machine that the run is or was on. Raises PodctlError where it is gone."""
+    """The way to the machine that the run is or was on. Raises PodctlError where it is gone with all of the run; a
+    rented one raises PodGone when it is used."""
+    if not run.pod:
+        raise PodctlError(f"{run.id} never had a machine", "podctl train starts it")
+    if run.is_rented:
+        from podctl.rented import RentedHost
+
+        key = str(run.detail.get("host_key") or "")
+        return RentedHost(provider_named(run.provider), run.pod, run.pod_name or run.pod, key)
     if is_gone(run):
         raise PodctlError(f"the machine of {run.id} is gone, and its volume with it", "was PODCTL_HOME moved?")
     return host_of(provider_named(run.provider).get(run.pod))
 
 
+def pod_for(run: Run) -> Pod:
+    """The run's machine, as it can be reached now. Raises PodctlError, PodGone, Unreachable."""
+    host = host_for(run)
+    if run.is_rented:
+        from podctl.rented import RentedHost
+
+        assert isinstance(host, RentedHost)
+        return host.pod
+    return provider_named(run.provider).get(run.pod)
+
+
+def results_dir(run: Run) -> Path:
+    """Where a run's fetched and mirrored files lie, inside its project."""
+    return Path(str(run.detail.get("project_root", "."))) / ".podctl" / "runs" / run.id
+
+
+def last_known(run: Run, now: float) -> View:
+    """A run whose pod is no more, by what came home of it: its final status where that was seen, else `UNSEEN`."""
+    if "socket" not in run.detail:
+        return View(run, NEVER_STARTED, None, None, 0, now)
+    root = results_dir(run)
+    status = _fresh(run, read_json(root / "status.json") or {})
+    progress = parse_progress(read_json(root / "progress.json") or {})
+    if status is not None and status.is_final:
+        return View(run, status.state, status, progress, status.log_bytes, now, pod_is_gone=True)
+    state = str(run.detail.get("state") or UNSEEN)
+    return View(run, state, status, progress, status.log_bytes if status else 0, now, pod_is_gone=True)
+
+
 def look(run: Run, host: Host, now: float, *, timeout_s: float = 60) -> View:
     """How the run is now, by one command on its machine. Raises Unreachable, PodctlError."""
-    if "socket" not in run.detail:
+    if "socket" not in run.detail or (not run.launched_at and run.is_rented and run.gone_at):
         return View(run, NEVER_STARTED, None, None, 0, now)
     try:
         told, alive = ask_control(run, host, "status", timeout_s=timeout_s), True
@@ -235,6 +273,9 @@ def _look_at_all(runs: Sequence[Run], now: float, found: dict[str, View], reach:
     try:
         host = reach(runs[-1])
         found.update(_over_ones([r for r in runs if "socket" in r.detail], host, now))
+    except PodGone:
+        found.update({r.id: last_known(r, now) for r in runs})
+        return
     except PodctlError:
         return
     for run in reversed(runs):  # the newest first, should time run out

@@ -1,11 +1,11 @@
-"""`podctl stop`: the run saves itself first, for a bounded time; only then anything ends."""
+"""`podctl stop`: the run saves itself first, for a bounded time; only then anything ends, a rented pod too."""
 
 from typing import TYPE_CHECKING
 
-from podctl import fetch
 from podctl import ledger as events
-from podctl.errors import PodctlError, Unreachable
+from podctl.errors import PodctlError, PodGone, Unreachable
 from podctl.ledger import Event, Ledger
+from podctl.release import STOP
 from podctl.runs import View, ask_control
 from remote.clock import duration
 from remote.rundir import Job
@@ -19,13 +19,20 @@ MARGIN_S = 60  # beyond the grace: the runner's own margin, and a slow machine
 PATIENCE_S = 600  # with a link that is down: whoever stops a run wants to know
 
 
-def stop_run(w: "Watcher", ledger: Ledger, grace_s: float | None = None) -> int:
+def stop_run(w: "Watcher", ledger: Ledger, grace_s: float | None = None, ending: str = STOP) -> int:
     """Ask, wait, say what happened. 0 where the run is over afterwards.
 
     Asking may be repeated, so a link that breaks while the run saves costs nothing. Raises PodctlError where the run
     goes on, Unreachable where nobody knows.
     """
-    view = w.quiet_look()
+    try:
+        view = w.quiet_look()
+    except PodGone as e:
+        return w.pod_is_gone(e, ledger)
+    if view.is_over and view.run.is_rented and ledger.runs()[view.run.id].gone_at is None:
+        w.ui.note(f"{view.run.id} does not run: {view.state}")
+        w.show_receipt(view, w.settle(view, ledger, ending))
+        return 0
     if view.is_over:
         w.ui.note(f"{view.run.id} does not run: {view.state}")
         if w.ui.as_json:
@@ -42,10 +49,7 @@ def stop_run(w: "Watcher", ledger: Ledger, grace_s: float | None = None) -> int:
     if not view.is_over:
         waited = duration(w.clock.elapsed() - begun)
         raise PodctlError(f"{run.id} did not end within {waited}: {view.state}", f"{w.podctl} stop {run.id}")
-    receipt = w.link.keep_trying(
-        lambda: fetch.settle(view, w.host, ledger, run.project, w.podctl), patience_s=PATIENCE_S
-    )
-    w.show_receipt(view, receipt)
+    w.show_receipt(view, w.settle(view, ledger, ending))
     return 0
 
 

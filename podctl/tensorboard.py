@@ -15,12 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from podctl.errors import MissingHere, MissingThere, PodctlError, Unreachable
-from podctl.fetch import results_dir
 from podctl.host import Host, Stream
 from podctl.link import ASLEEP_S, Link
 from podctl.localhost import LocalHost
 from podctl.pods import Run
-from podctl.runs import host_for, run_dir
+from podctl.runs import host_for, results_dir, run_dir
 from podctl.ui import Ui
 from remote.clock import Clock, duration
 

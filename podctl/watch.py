@@ -8,7 +8,9 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from podctl import fetch
-from podctl.errors import PodctlError, Unreachable
+from podctl import ledger as events
+from podctl.books import close_unseen
+from podctl.errors import PodctlError, PodGone, Unreachable
 from podctl.fetch import Receipt
 from podctl.gauge import Gauge
 from podctl.host import Host
@@ -17,10 +19,12 @@ from podctl.link import ASLEEP_S, Link
 from podctl.live import PULSE_WIDTH, Pulse, live_line, pulse_is_due
 from podctl.localhost import LocalHost
 from podctl.mirror import Mirror
-from podctl.plan import NEVER_STARTED
+from podctl.plan import NEVER_STARTED, UNSEEN
 from podctl.pods import Run
-from podctl.runs import View, look, run_dir
-from podctl.ui import Ui
+from podctl.providers.base import provider_named
+from podctl.release import Ending, release
+from podctl.runs import View, last_known, look, results_dir, run_dir
+from podctl.ui import Ui, money
 from remote.clock import Clock, duration
 from remote.rundir import FAILED, LOST, STOPPED, SUCCEEDED
 
@@ -61,12 +65,42 @@ class Watcher:
                 view = self.follow(offset)
                 if self._mirror is not None:
                     self._mirror.finish()
-            receipt = self.link.keep_trying(
-                lambda: fetch.settle(view, self.host, ledger, self.run.project, self.podctl),
-                patience_s=END_PATIENCE_S,
-            )
+            receipt = self.settle(view, ledger)
         except KeyboardInterrupt:
             return self.leave()
+        except PodGone as e:
+            return self.pod_is_gone(e, ledger)
+        self.show_receipt(view, receipt)
+        return receipt.exit_code
+
+    def settle(self, view: View, ledger: Ledger, ending: Ending | None = None) -> Receipt:
+        """Its results home, its books closed; a rented pod is given back, or what `ending` says. A pod that can't be
+        ended is named in the receipt's trouble, and raised once everything is told."""
+        receipt = self.link.keep_trying(
+            lambda: fetch.settle(view, self.host, ledger, self.run.project, self.podctl), patience_s=END_PATIENCE_S
+        )
+        if not self.run.is_rented:
+            return receipt
+        released = release(view, self.host, ledger, self.clock, self.ui, ending)
+        receipt = replace(receipt, usd=round(released.usd, 4), bill=money(released.usd), pod=released.how)
+        fetch.keep_receipt(self.run, receipt)
+        return receipt
+
+    def pod_is_gone(self, e: PodGone, ledger: Ledger) -> int:
+        """The pod ended under us: what is known of the run by what came home, and its books."""
+        run, now = self.run, self.clock.now()
+        view = last_known(run, now)
+        event = events.STOPPED if e.state == "stopped" else events.GONE
+        state = "" if view.state == UNSEEN else view.state
+        close_unseen(run, ledger, provider_named(run.provider), now, state, event=event)
+        self.ui.live("")
+        if view.state == UNSEEN:
+            kept = "what it saved is on its volume" if run.detail.get("volume") else "and its data with it"
+            raise PodGone(
+                f"{e.message}: {kept}", f"{self.podctl} train with the same file goes on with {run.id}"
+            ) from e
+        view = replace(view, run=ledger.runs()[run.id])
+        receipt = replace(fetch.receipt_from_home(view, self.podctl), pod=e.state)
         self.show_receipt(view, receipt)
         return receipt.exit_code
 
@@ -109,6 +143,18 @@ class Watcher:
         """The log up to this moment."""
         end = self.quiet_look().log_size
         self.link.keep_trying(lambda: self._read_until(end), patience_s=READ_PATIENCE_S)
+
+    def show_mirrored_log(self, e: PodGone) -> int:
+        """What came home of the log of a run whose pod is no more. Raises PodGone where nothing did."""
+        try:
+            with (results_dir(self.run) / "log").open("rb") as f:
+                for chunk in iter(lambda: f.read(1 << 18), b""):
+                    self.show_log(chunk, self._offset)
+                    self._offset += len(chunk)
+        except OSError:
+            raise e from None
+        self.ui.warn(f"{e.message}: this is what was mirrored here")
+        return 0
 
     def leave(self) -> int:
         """The person goes, the run stays."""

@@ -12,7 +12,7 @@ PAGE = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
 GAP = "…"
 ERRORS = {
     *("PodctlError", "BadInput", "NoRights", "NoCapacity", "ProviderUnclear", "Unreachable", "LimitReached"),
-    *("Busy", "MissingHere", "MissingThere", "Saved", "Cancelled"),
+    *("Busy", "MissingHere", "MissingThere", "Saved", "Cancelled", "OfferRefused"),
 }
 # Without a hint and not on the page: their own words say all, or they are the answer to a person's own act.
 SPEAK_FOR_THEMSELVES = (

@@ -13,7 +13,7 @@ from podctl.errors import MissingHere, PodctlError
 CANCELLED = 130
 COMMANDS = (
     *("init", "doctor", "completion", "train", "attach", "logs", "ps", "status", "stop", "tensorboard", "pull", "push"),
-    *("sync", "ssh", "exec", "ssh-config", "recover", "resume"),
+    *("sync", "ssh", "exec", "ssh-config", "recover", "resume", "pods", "up", "down", "reap", "sim"),
 )  # what hints speak of
 EPILOGUE = """\b
 Examples:
@@ -154,7 +154,7 @@ def _usage_error(e: Exception) -> int | None:
 
 
 def _app() -> typer.Typer:
-    from podctl.cli import files, follow, recover, results, runs, setup, shells, train
+    from podctl.cli import files, follow, pods, recover, results, runs, setup, shells, sim, train
 
     app = typer.Typer(
         name="podctl",
@@ -166,7 +166,7 @@ def _app() -> typer.Typer:
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     )
-    for family in (setup, train, follow, runs, results, files, shells, recover):
+    for family in (setup, train, follow, runs, pods, results, files, shells, recover, sim):
         family.register(app)
 
     @app.callback()

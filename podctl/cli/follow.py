@@ -15,12 +15,16 @@ def register(app: typer.Typer) -> None:
 
 def attach(run: RunWord = "", as_json: AsJson = False) -> int:
     """Come back to a run: its whole log, then live to its end."""
+    from podctl.errors import PodGone
     from podctl.ui import Ui
     from podctl.watch import refuse_unstarted
 
     found, ledger = meant_run(run)
     w = watcher(found, Ui(as_json=as_json))
-    refuse_unstarted(w.quiet_look())
+    try:
+        refuse_unstarted(w.quiet_look())
+    except PodGone as e:
+        return int(w.pod_is_gone(e, ledger))
     return int(w.attend(ledger))
 
 
@@ -30,13 +34,17 @@ def logs(
     as_json: AsJson = False,
 ) -> int:
     """Print a run's log as it is."""
+    from podctl.errors import PodGone
     from podctl.ui import Ui
     from podctl.watch import refuse_unstarted
 
     found, ledger = meant_run(run)
     ui = Ui(as_json=as_json)
     w = watcher(found, ui)
-    refuse_unstarted(w.quiet_look())
+    try:
+        refuse_unstarted(w.quiet_look())
+    except PodGone as e:
+        return int(w.show_mirrored_log(e))
     if follow:
         return int(w.attend(ledger))
     w.show_what_is_there()

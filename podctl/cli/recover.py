@@ -23,8 +23,8 @@ def recover(
 ) -> int:
     """Find an experiment's runs on its volume: a ledger was lost, or another laptop began them."""
     from podctl.experiment import bad_file, read_experiment
-    from podctl.pods import Boot
     from podctl.providers.base import provider_named
+    from podctl.recover import pod_with_volume
     from podctl.recover import recover as recover_runs
     from podctl.runs import open_ledger
     from podctl.ui import Ui
@@ -35,8 +35,7 @@ def recover(
     if experiment is None:
         raise bad_file(config, mistakes)
     provider = provider_named(experiment.pod.provider)
-    offer = provider.offers(experiment.spec)[0]
-    pod = provider.create("recover", offer, experiment.spec, Boot())
+    pod = pod_with_volume(provider, experiment.spec, str(config))
     found = recover_runs(pod, experiment.name, this_project(), open_ledger(), clock_from_env().now())
     for run_id in found:
         ui.emit({"event": "recovered", "run": run_id}) if as_json else ui.data(run_id)

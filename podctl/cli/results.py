@@ -29,8 +29,8 @@ def pull(
 ) -> int:
     """Bring a run's files here, with the exported model, or only what is named of them."""
     from podctl.errors import MissingHere
-    from podctl.fetch import pull_all, results_dir
-    from podctl.runs import host_for, run_dir
+    from podctl.fetch import pull_all
+    from podctl.runs import host_for, results_dir, run_dir
     from podctl.ui import Ui, shown, size
     from podctl.uplink import Desk
     from remote.clock import clock_from_env

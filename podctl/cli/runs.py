@@ -18,28 +18,37 @@ def ps(
 ) -> int:
     """List the runs of this project, the newest last."""
     from podctl import report
+    from podctl.books import close_all_unseen
     from podctl.cli import program
     from podctl.runs import open_ledger, views
     from podctl.ui import Ui
     from remote.clock import clock_from_env
 
-    project = this_project()
-    known = [r for r in open_ledger().runs().values() if everywhere or r.project == project.id]
-    report.show_table(Ui(as_json=as_json), views(known, clock_from_env().now()), program(), with_project=everywhere)
+    project, ledger, now = this_project(), open_ledger(), clock_from_env().now()
+    known = [r for r in ledger.runs().values() if everywhere or r.project == project.id]
+    seen = close_all_unseen(views(known, now), ledger, now)
+    report.show_table(Ui(as_json=as_json), seen, program(), with_project=everywhere)
     return 0
 
 
 def status(run: RunWord = "", as_json: AsJson = False) -> int:
     """Show one run in full."""
     from podctl import report
+    from podctl.books import close_unseen
     from podctl.cli import program
-    from podctl.runs import host_for, look
+    from podctl.errors import PodGone
+    from podctl.providers.base import provider_named
+    from podctl.runs import host_for, last_known, look
     from podctl.ui import Ui
     from remote.clock import clock_from_env
 
-    found, _ = meant_run(run)
-    host = host_for(found)
-    report.show_one(Ui(as_json=as_json), look(found, host, clock_from_env().now()), host, program())
+    found, ledger = meant_run(run)
+    host, ui, now = host_for(found), Ui(as_json=as_json), clock_from_env().now()
+    try:
+        report.show_one(ui, look(found, host, now), host, program())
+    except PodGone as e:
+        close_unseen(found, ledger, provider_named(found.provider), now)
+        report.show_gone(ui, last_known(ledger.runs()[found.id], now), e, program())
     return 0
 
 

@@ -63,12 +63,12 @@ def ssh_config(
 ) -> int:
     """Print an entry of ssh's configuration for a run's machine."""
     from podctl.errors import BadInput
-    from podctl.providers.base import provider_named
+    from podctl.runs import pod_for
     from podctl.sshconfig import entry_of
     from podctl.ui import Ui
 
     found, _ = meant_run(run)
-    ui, pod = Ui(as_json=as_json), provider_named(found.provider).get(found.pod) if found.pod else None
+    ui, pod = Ui(as_json=as_json), pod_for(found) if found.pod else None
     if pod is None or pod.ssh is None:
         raise BadInput(f"{found.id} is on this machine: there is nothing to connect to", "podctl ssh opens a shell")
     entry = entry_of(found, pod.ssh)

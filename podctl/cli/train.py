@@ -8,6 +8,9 @@ import typer
 from podctl.cli.options import AsJson, RunWord, epilogue, meant_run, this_project
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from podctl.pods import Offer
     from podctl.prepare import Order, Prepared
     from podctl.ui import Ui
 
@@ -31,6 +34,9 @@ Sets = Annotated[
 Queue = Annotated[bool, typer.Option("--queue", help="Wait there until the runs before it have ended.")]
 Beside = Annotated[bool, typer.Option("--beside", help="Share the machine with a run that is going on it.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+Unguarded = Annotated[
+    bool, typer.Option("--unguarded", help="Take a pod even where nothing on it could end it but you.")
+]
 Detach = Annotated[bool, typer.Option("--detach", help="Return once it runs.")]
 
 
@@ -45,6 +51,7 @@ def train(
     sets: Sets = None,
     queue: Queue = False,
     beside: Beside = False,
+    unguarded: Unguarded = False,
     yes: Yes = False,
     detach: Detach = False,
     as_json: AsJson = False,
@@ -54,7 +61,7 @@ def train(
     from podctl.prepare import Order
     from podctl.ui import Ui
 
-    order = Order(config, tuple(sets or ()), local, debug, force_restart, queue, beside, program())
+    order = Order(config, tuple(sets or ()), local, debug, force_restart, queue, beside, unguarded, program())
     return begin(order, Ui(as_json=as_json), dry_run=dry_run, yes=yes, detach=detach)
 
 
@@ -63,6 +70,7 @@ def resume(
     sets: Sets = None,
     queue: Queue = False,
     beside: Beside = False,
+    unguarded: Unguarded = False,
     yes: Yes = False,
     detach: Detach = False,
     as_json: AsJson = False,
@@ -70,8 +78,9 @@ def resume(
     """Go on with a run that stopped, failed or was lost, by its own experiment and with the code as it is now."""
     import tempfile
 
+    from podctl.choosing import experiment_of
     from podctl.cli import program
-    from podctl.prepare import Order, experiment_of
+    from podctl.prepare import Order
     from podctl.ui import Ui
 
     found, ledger = meant_run(run)
@@ -80,7 +89,7 @@ def resume(
         path = Path(tmp, "experiment.yaml")
         path.write_bytes(text)
         debug = found.name.endswith("-debug")
-        order = Order(path, tuple(sets or ()), False, debug, False, queue, beside, program())
+        order = Order(path, tuple(sets or ()), False, debug, False, queue, beside, unguarded, program())
         return begin(order, Ui(as_json=as_json), yes=yes, detach=detach)
 
 
@@ -102,7 +111,8 @@ def begin(order: "Order", ui: "Ui", *, dry_run: bool = False, yes: bool = False,
                 show_plan(prepared, ui)
                 if dry_run:
                     return 0
-                if prepared.provider.can.rents and not yes and not ui.confirm("rent it?"):
+                question = "rent it, or take up what is rented?" if prepared.plan.resumes else "rent it?"
+                if prepared.provider.can.rents and not yes and not ui.confirm(question):
                     raise Cancelled("nothing was rented")
                 launched = launch(prepared, ui, clock, key=key)
             watcher = Watcher(launched.run, launched.host, ui, clock, order.podctl)
@@ -117,31 +127,69 @@ def begin(order: "Order", ui: "Ui", *, dry_run: bool = False, yes: bool = False,
         return watcher.leave()  # the run lives: leaving is all that Ctrl-C can mean
 
 
+def machines(offers: "Sequence[Offer]", provider: str) -> str:
+    """The machine, or the candidates in the order in which they will be tried."""
+    from podctl.ui import money
+
+    def one(o: "Offer") -> str:
+        name = o.ref or f"{o.gpu_count} × {o.gpu}" * bool(o.gpu)
+        stock = f", stock {o.stock}" if o.stock else ""
+        return f"{name}{f' in {o.data_center}' * bool(o.data_center)}, {money(o.usd_per_hour)} an hour{stock}"
+
+    more = f"; or {len(offers) - 1} more" if len(offers) > 1 else ""
+    return f"{one(offers[0])} ({provider}){more}"
+
+
+def ending_in_words(p: "Prepared") -> str:
+    """What becomes of the machine."""
+    from remote.clock import duration
+
+    if not p.provider.can.rents:
+        return "the run ends, the machine stays on"
+    words = {"terminate": "the pod is given back", "stop": "the pod is switched off"}
+    endings = p.endings
+
+    def said(ending: object) -> str:
+        return f"the pod stays for {duration(ending['hold_s'])}" if isinstance(ending, dict) else words[str(ending)]
+
+    success, failure = said(endings["on_success"]), said(endings["on_failure"])
+    return success if success == failure else f"{success}; after a failure {failure}"
+
+
 def show_plan(p: "Prepared", ui: "Ui") -> None:
     """Step 6, before the question."""
+    from dataclasses import asdict
+
     from podctl.ui import money, size
     from remote.clock import duration
 
-    plan, snap, offer = p.plan, p.snapshot, p.plan.offers[0]
+    plan, snap = p.plan, p.snapshot
     what = f"resumes: {p.choice.because}" if plan.resumes else f"new{': ' * bool(p.choice.because)}{p.choice.because}"
     commit = (f", commit {snap.commit[:10]}" if snap.commit else ", no commit") if snap.in_git else ", not in git"
     dirty = f", {len(snap.changed)} changed and {len(snap.untracked)} un-added" if snap.dirty else ""
-    ending = "the pod is given back" if p.provider.can.rents else "the run ends, the machine stays on"
+    spent = f", {money(plan.spent_usd)} spent before" if plan.spent_usd else ""
     if ui.as_json:
         told = {"run": plan.run_id, "resumes": plan.resumes, "because": p.choice.because, "provider": p.provider.name}
-        told |= {"machine": offer.ref, "files": len(snap.files), "bytes": snap.n_bytes, "commit": snap.commit}
+        told |= {"machine": plan.offers[0].ref, "files": len(snap.files), "bytes": snap.n_bytes, "commit": snap.commit}
+        told |= {"offers": [asdict(o) for o in plan.offers], "pod_name": plan.pod_name, "spent_usd": plan.spent_usd}
         told |= {"dirty": snap.dirty, "max_hours": plan.max_hours, "ceiling_usd": plan.ceiling_usd}
         ui.emit({"event": "plan", **told, "without_effect": sorted(p.idle_keys)})
         return
     ui.note(f"{plan.run_id}  {what}")
     facts = [
-        ("machine", f"{offer.ref or offer.gpu} ({p.provider.name}), {money(offer.usd_per_hour)} an hour"),
+        ("machine", machines(plan.offers, p.provider.name)),
         ("code", f"{len(snap.files)} file{'s' * (len(snap.files) != 1)}, {size(snap.n_bytes)}{commit}{dirty}"),
-        ("limit", f"{duration(plan.max_hours * 3600)}, {money(plan.ceiling_usd)} at most"),
+        ("volume", p.spec.volume or "none: its data dies with the pod" if p.provider.can.rents else ""),
+        ("limit", f"{duration(plan.max_hours * 3600)}, {money(plan.ceiling_usd)} at most{spent}"),
+        ("account", f"{money(p.balance.usd)} left" if p.balance else ""),
         ("turn", "after the runs that are going there" if p.queue else "beside them" if p.beside else ""),
-        ("at the end", ending),
+        ("at the end", ending_in_words(p)),
     ]
     ui.facts(facts, talk=True)
+    if p.balance and p.balance.usd < plan.ceiling_usd:
+        ui.warn(f"the account holds {money(p.balance.usd)}: at nothing its pods are stopped, whatever they do")
+    if p.unguarded:
+        ui.warn("--unguarded: should this machine sleep, nothing may end the pod")
     for key, reason in p.idle_keys.items():
         ui.warn(f"pod.{key} has no effect here: {reason}")
     for what_is, names in (

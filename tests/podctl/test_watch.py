@@ -286,7 +286,7 @@ def whole_view(far: FarRun) -> View:
     t = 1_000_000.0
     status = Status(far.run.id, 1, "b", "running", "train", 1, t - 70, t)
     progress = Progress(120, 600, 0.5, "train", t, t, 1.234, 120.0, {"step": 100, "metric": "wer", "value": 0.08}, 34.0)
-    run = replace(far.run, started_at=t - 3600, usd_per_hour=0.12)
+    run = replace(far.run, started_at=t - 3600, usd_per_hour=0.12, detail={**far.run.detail, "rents": True})
     return View(run, "running", status, progress, 0, t, gpu=Gpu(1, 0.87, 60, 80))
 
 
@@ -347,7 +347,7 @@ def test_a_clock_that_is_a_day_off_over_there_changes_no_duration_and_no_bill(fa
     offset = tmp_path / "clock"
     offset.write_text(str(ahead_s))
     t = clock.now()
-    run = replace(far.run, started_at=t - 3600, usd_per_hour=2.0)
+    run = replace(far.run, started_at=t - 3600, usd_per_hour=2.0, detail={**far.run.detail, "rents": True})
     far.status(started_at=t + ahead_s - 600, heartbeat_at=t + ahead_s - 2)
     host = CutHost()
     host.run = lambda argv, **more: LocalHost().run(["env", f"PODCTL_CLOCK_FILE={offset}", *argv], **more)
@@ -356,13 +356,14 @@ def test_a_clock_that_is_a_day_off_over_there_changes_no_duration_and_no_bill(fa
     assert view.ran_s == pytest.approx(600, abs=5)
     assert view.there_now - view.status.heartbeat_at == pytest.approx(2, abs=5)
     assert view.usd == pytest.approx(2.0, abs=0.01)
-    far.status("succeeded", started_at=t + ahead_s - 600, ended_at=t + ahead_s - 1800)
+    far.status("succeeded", started_at=t + ahead_s - 600, ended_at=t + ahead_s - 300)
     ledger = Ledger(tmp_path / "ledger.jsonl")
-    ended = look(run, host, t)
+    assert look(run, host, t).usd == pytest.approx(2.0, abs=0.01)  # a rented pod is paid until it ends itself
+    owned = replace(run, detail={**run.detail, "rents": False})
     ledger.append(Event(t, events.LAUNCHED, run.id, "p", run.provider, run.name, run.pod))
-    close_books(ended, ledger, "p")
+    close_books(look(owned, host, t), ledger, "p")
     (bill,) = [e for e in ledger.events() if e.event == "billed"]
-    assert bill.usd == pytest.approx(1.0, abs=0.01)
+    assert bill.usd == pytest.approx(300 / 3600 * 2.0, abs=0.01)
 
 
 def test_on_a_machine_that_one_has_a_run_pays_for_its_turn_and_not_for_its_wait(far, clock, tmp_path):

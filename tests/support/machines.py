@@ -7,14 +7,21 @@ import signal
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support import netpod
 from support.netpod import NetPod
 from support.sshd import Sshd, masters
+
+from podctl.sim.sim import Sim
+
+
+JSON = {"Content-Type": "application/json", "User-Agent": "a test"}
 
 
 @dataclass
@@ -31,7 +38,11 @@ class Machine:
     restart: Callable[[], None]  # everything on it dies, the volume stays
     arguments: Callable[[], list[str]]  # the command lines of what runs there
     tmux_environments: Callable[[], list[bytes]]
-    extra: dict[str, object] = field(default_factory=dict)
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_rented(self) -> bool:
+        return "sim" in self.extra
 
     def cut_for(self, seconds: float) -> None:
         self.cut()
@@ -117,6 +128,41 @@ def netpod_machine(tmp: Path, **options: object) -> Iterator[Machine]:
             lambda: [" ".join(p.argv) for p in pod.processes()],
             lambda: [_environ(p.pid) for p in pod.processes() if p.argv and "tmux" in p.argv[0]],
             {"pod": pod},
+        )  # fmt: skip
+
+
+@contextlib.contextmanager
+def runpod_machine(tmp: Path) -> Iterator[Machine]:
+    """An emulated RunPod, whose one living pod is made by the run; a cut is its sshd's processes being frozen."""
+    with laptop_env(tmp) as env, Sim(tmp / "machine") as sim:
+        volume = sim.create_volume("data")
+        section = {"provider": "runpod", "gpu": ["4090"], "volume": "data"}
+
+        def processes() -> list[int]:
+            return [p.pid for pod in sim.pods() for p in sim.backend.processes(pod.id)]  # type: ignore[attr-defined]
+
+        def sessions() -> list[int]:
+            return [pid for pid in processes() if _argv(pid).startswith((b"sshd:", b"sshd-session:"))
+                    and b"[listener]" not in _argv(pid)]  # fmt: skip
+
+        def tell(number: signal.Signals) -> None:
+            for pid in sessions():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
+
+        def restart() -> None:
+            request = urllib.request.Request(
+                f"{sim.url}/v2/pods/{sim.pod().id}/action", b'{"action": "restart"}',
+                {**JSON, "Authorization": f"Bearer {sim.account_key}"},
+            )  # fmt: skip
+            with urllib.request.urlopen(request):
+                pass
+
+        yield Machine(
+            sim.volume_dir(volume.id), section, {**env, **sim.env()}, [sim.root / "disks"],
+            lambda: tell(signal.SIGKILL), lambda: tell(signal.SIGSTOP), lambda: tell(signal.SIGCONT), restart,
+            lambda: [_argv(pid).replace(b"\0", b" ").decode("utf-8", "replace") for pid in processes()],
+            lambda: [_environ(pid) for pid in processes() if b"tmux" in _argv(pid)], {"sim": sim},
         )  # fmt: skip
 
 

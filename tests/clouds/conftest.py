@@ -1,0 +1,36 @@
+from pathlib import Path
+
+import pytest
+from support.cloud import Api, Laptop
+from support.openapi import OpenApi
+
+from podctl.sim.sim import Sim
+
+
+@pytest.fixture(scope="session")
+def spec() -> OpenApi:
+    return OpenApi.runpod()
+
+
+@pytest.fixture
+def sim(tmp_path: Path):
+    """A cloud whose pods are a state and a bill."""
+    with Sim(tmp_path / "sim", backend="none") as sim:
+        yield sim
+
+
+@pytest.fixture
+def api(sim: Sim) -> Api:
+    return Api(sim)
+
+
+@pytest.fixture
+def real(tmp_path: Path):
+    """A cloud whose pods run."""
+    with Sim(tmp_path / "sim") as sim:
+        yield sim
+
+
+@pytest.fixture
+def laptop(tmp_path: Path) -> Laptop:
+    return Laptop(tmp_path)
