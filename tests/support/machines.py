@@ -20,7 +20,6 @@ from support.sshd import Sshd, masters
 
 from podctl.sim.sim import Sim
 
-
 JSON = {"Content-Type": "application/json", "User-Agent": "a test"}
 
 
