@@ -281,7 +281,9 @@ def _type(part: Schema, defs: Schema) -> str:
 
 
 def _plural(word: str) -> str:
-    return {"number": "numbers", "mapping": "mappings", "whole number": "whole numbers"}.get(word, word)
+    kind, space, limits = word.partition(" ") if word.startswith("number ") else (word, "", "")
+    more = {"number": "numbers", "mapping": "mappings", "whole number": "whole numbers"}
+    return more.get(kind, kind) + space + limits
 
 
 def _at_most(part: Schema, key: str) -> str:

@@ -1,4 +1,4 @@
-"""The command line of the trainer: check · prepare · train · evaluate · predict.
+"""The command line of the trainer: check · prepare · train · evaluate · predict · average.
 
 Heavy modules are imported by the command that needs them: `check` answers without torch.
 """
@@ -110,6 +110,14 @@ def predict(args: argparse.Namespace) -> int:
     return run(args)
 
 
+def average(args: argparse.Namespace) -> int:
+    """The mean of several models' weights, adapters merged."""
+    _set_up_logging()
+    from trainer.average import average as run
+
+    return run(args)
+
+
 def _set_up_logging() -> None:
     """One line an event on stdout, rank 0 alone; libraries speak only when something is wrong."""
     first = os.environ.get("RANK", "0") == "0"
@@ -176,6 +184,13 @@ def _parser() -> argparse.ArgumentParser:
         if name == "evaluate":
             p.add_argument("--shuffle-audio", action="store_true", help="control: everyone gets another's audio")
         p.set_defaults(command=command)
+
+    p = commands.add_parser("average", help="the mean of several models' weights, adapters merged, as one model")
+    p.add_argument(
+        "sources", nargs="+", type=Path, help="runs (their best), checkpoints (step-…), exports, models of the Hub"
+    )
+    p.add_argument("--out", type=Path, required=True, help="a folder that is not there yet")
+    p.set_defaults(command=average)
     return parser
 
 

@@ -14,7 +14,8 @@ import yaml
 
 from remote.files import read_json, write_atomic
 from remote.rundir import RunDir
-from trainer.checkpoint import best_first, complete_checkpoints
+from trainer.checkpoint import complete_checkpoints
+from trainer.chosen import build_chosen, chosen, describe_weights
 from trainer.data.audio import header
 from trainer.data.manifest import Manifest, open_manifests
 from trainer.data.sets import cache_root, data_root
@@ -108,12 +109,13 @@ def _load_run(run: RunDir, sets: Sequence[str]) -> Trained:
         raise BadData(f"{run} holds no complete checkpoint", "podctl ps shows which runs there are")
     state = read_json(found[-1].state / "state.json")
     recipe = parse_recipe(_with_sets(state["recipe"], sets), expand=True)
-    best = (best_first(found, lambda m: m[recipe.eval.metric]) or found)[0]
+    best = chosen(found, recipe) if any(c.metrics for c in found) else found[:1]
     machine = start_machine(recipe.loop)
     task = make_task(recipe)
-    parts = placed(task.build(best.model), machine)
-    provenance = run_provenance(run)
-    return Trained(f"{run.root.name} step {best.step}", recipe, task, parts, machine, run.reports, provenance)
+    parts = placed(build_chosen(task, recipe, best), machine)
+    weights = describe_weights(recipe, [c.step for c in best])
+    provenance = {**run_provenance(run), "weights": weights}
+    return Trained(f"{run.root.name} {weights}", recipe, task, parts, machine, run.reports, provenance)
 
 
 def _load_model(model: Path, sets: Sequence[str]) -> Trained:

@@ -6,7 +6,8 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,11 @@ import torch
 from remote.fence import Fence
 from remote.files import read_json, write_atomic, write_json
 from remote.rundir import RunDir
-from trainer.checkpoint import Checkpoint, best_first, complete_checkpoints, prune, save_checkpoint
+from trainer.checkpoint import Checkpoint, complete_checkpoints, prune, save_checkpoint
+from trainer.chosen import build_chosen, chosen, describe_weights, is_mean_measured
 from trainer.data.manifest import Manifest
 from trainer.data.sets import DataSets
-from trainer.errors import BadData
+from trainer.ema import Ema
 from trainer.evaluate import Evaluation, as_json, evaluate, table_lines, with_decode
 from trainer.logbook import Logbook
 from trainer.loop import State
@@ -45,14 +47,16 @@ class Desk:
     optimiser: Optimiser
     state: State
     stop: Callable[[], bool]
+    ema: Ema | None = None
 
     def measure_dev(self) -> dict[str, float]:
         began = time.monotonic()
-        result = evaluate(self.task, self.parts, self.data.dev, self.recipe, self.machine, stop=self.stop)
+        with self._measured():
+            result = evaluate(self.task, self.parts, self.data.dev, self.recipe, self.machine, stop=self.stop)
         metrics = dict(result.report.metrics)
         if self.machine.is_first:
             self.quarantine(result.bad)
-            self._write_dev(result)
+            self._write_dev(result, describe_weights(self.recipe, [self.state.step]))
             before = " (before training)" if self.state.step == 0 else ""
             took = time.monotonic() - began
             log.info("dev at step %d%s, %.1f s", self.state.step, before, took)
@@ -72,9 +76,7 @@ class Desk:
                 best = {"step": s.best_step, "metric": self.recipe.eval.metric, "value": s.best_value}
                 self.fence.check()
                 write_json(self.run.best, best)
-            prune(
-                self.run.checkpoints, self.recipe.loop.keep_last, self.recipe.loop.keep_best, self._better, self.fence
-            )
+            prune(self.run.checkpoints, self.recipe.loop.keep_last, self.recipe.n_kept_best, self._better, self.fence)
             log.info("saved step %d", s.step)
         self.machine.wait()
         return saved
@@ -92,24 +94,24 @@ class Desk:
 
     def finish(self, book: Logbook | None) -> None:
         """The best model, chosen on dev, meets the test set once; then it is exported."""
-        best = self._best()
-        if best is None:
-            raise BadData("no checkpoint has a dev measurement: there is no best model", "lower eval.every_steps")
-        log.info(
-            "best on dev: step %d, %s %.2f %%", best.step, self.recipe.eval.metric, 100 * self._better(best.metrics)
-        )
+        best = chosen(complete_checkpoints(self.run.checkpoints), self.recipe)
+        metrics, weights = best[0].metrics, describe_weights(self.recipe, [c.step for c in best])
+        log.info("best on dev: step %d, %s %.2f %%", best[0].step, self.recipe.eval.metric, 100 * self._better(metrics))
         self.release()
         before = self._test_before() if self.recipe.eval.before_training else None
-        parts = placed(self.task.build(best.model), self.machine)
-        headline, metrics = self._dev_headline(best), {f"dev/{k}": v for k, v in best.metrics.items()}
+        parts = placed(build_chosen(self.task, self.recipe, best), self.machine)
+        if len(best) > 1:
+            metrics = self._dev_of_mean(parts, weights)
+        headline, metrics = self._dev_headline(metrics, weights), {f"dev/{k}": v for k, v in metrics.items()}
         if self.data.test is not None:
-            headline, test_metrics = self._test(parts, self.data.test, before)
+            headline, test_metrics = self._test(parts, self.data.test, before, weights)
             metrics |= {f"test/{k}": v for k, v in test_metrics.items()}
         if not self.machine.is_first:
             return
-        self._export(parts, best)
+        self._export(parts, best, metrics, weights)
         self.fence.check()
-        write_json(self.run.summary, {"headline": headline, "best_step": best.step, "metrics": metrics})
+        summary = {"headline": headline, "best_step": best[0].step, "weights": weights, "metrics": metrics}
+        write_json(self.run.summary, summary)
         if book:
             book.numbers(self.state.step, {k: v for k, v in metrics.items() if k.startswith("test/")})
             book.text(self.state.step, "summary", headline)
@@ -119,18 +121,33 @@ class Desk:
     def release(self) -> None:
         """Give back what training needed: at the end one model at a time has to fit, as it did all along."""
         self.optimiser.forget()
+        if self.ema:
+            self.ema.forget()
         self.parts.module.to("meta")
 
-    def _test(self, parts: Parts, test: Manifest, before: Evaluation | None) -> tuple[str, dict[str, float]]:
+    def _dev_of_mean(self, parts: Parts, weights: str) -> dict[str, float]:
+        """What a mean of checkpoints is worth, said beside the best of them."""
+        result = evaluate(self.task, parts, self.data.dev, self.recipe, self.machine, stop=self.stop)
+        metrics = dict(result.report.metrics)
+        if self.machine.is_first:
+            line = as_json(result, self._provenance(weights), step=self.state.step)
+            write_atomic(self.run.reports / "dev-mean.json", (line + "\n").encode())
+            write_rows(self.run.reports / "dev-mean.rows.jsonl", result)
+            log.info("dev, %s: %s %.2f %%", weights, self.recipe.eval.metric, 100 * self._better(metrics))
+        return metrics
+
+    def _test(
+        self, parts: Parts, test: Manifest, before: Evaluation | None, weights: str
+    ) -> tuple[str, dict[str, float]]:
         lines, ways = [], self.task.final_decodes(self.recipe.eval.decode)
         first: Evaluation | None = None
         metrics: dict[str, float] = {}
         if before:
-            lines.append(as_json(before, self._provenance(), what="before training"))
+            lines.append(as_json(before, self._provenance(describe_weights(self.recipe, [0])), what="before training"))
         for name, decode in ways.items():
             recipe = with_decode(self.recipe, decode)
             result = evaluate(make_task(recipe), parts, test, recipe, self.machine, stop=self.stop)
-            lines.append(as_json(result, self._provenance(), what=name))
+            lines.append(as_json(result, self._provenance(weights), what=name))
             if self.machine.is_first:
                 log.info("test, %s", name)
                 for line in table_lines(result.report):
@@ -145,7 +162,7 @@ class Desk:
         assert first is not None
         if self.machine.is_first:
             write_atomic(self.run.reports / "test.jsonl", "".join(line + "\n" for line in lines).encode())
-        return _headline("test", first, before, self.recipe), metrics
+        return _headline("test", first, before, self.recipe, weights), metrics
 
     def _test_before(self) -> Evaluation | None:
         if self.data.test is None:
@@ -154,13 +171,14 @@ class Desk:
         fresh = placed(self.task.build(), self.machine)
         return evaluate(self.task, fresh, self.data.test, self.recipe, self.machine, stop=self.stop)
 
-    def _export(self, parts: Parts, best: Checkpoint) -> None:
+    def _export(self, parts: Parts, best: Sequence[Checkpoint], metrics: Mapping[str, float], weights: str) -> None:
         beside = self.run.root / f".export.{self.fence.epoch}"
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)
         self.task.export(parts.module, beside)
         write_json(beside / "recipe.json", self.recipe.model_dump(mode="json"))
-        write_json(beside / "provenance.json", {**self._provenance(), "step": best.step, "dev": best.metrics})
+        dev = {k.removeprefix("dev/"): v for k, v in metrics.items() if k.startswith("dev/")}
+        write_json(beside / "provenance.json", {**self._provenance(weights), "step": best[0].step, "dev": dev})
         self.fence.check()
         if self.run.export.exists():
             shutil.rmtree(self.run.export)
@@ -169,6 +187,8 @@ class Desk:
     def _write(self, directory: Path) -> None:
         self.task.save(self.parts.module, directory / "model")
         torch.save(self.optimiser.state_dict(), directory / "state" / "optimizer.pt")
+        if self.ema:
+            torch.save(self.ema.state_dict(), directory / "state" / "ema.pt")
         write_json(
             directory / "state" / "state.json",
             {
@@ -179,25 +199,27 @@ class Desk:
             },
         )
 
-    def _write_dev(self, result: Evaluation) -> None:
+    def _write_dev(self, result: Evaluation, weights: str) -> None:
         self.run.reports.mkdir(parents=True, exist_ok=True)
         with (self.run.reports / "dev.jsonl").open("a", encoding="utf-8") as f:
-            f.write(as_json(result, self._provenance(), step=self.state.step) + "\n")
+            f.write(as_json(result, self._provenance(weights), step=self.state.step) + "\n")
         write_rows(self.run.reports / "dev.rows.jsonl", result)
 
     def _better(self, metrics: dict[str, float]) -> float:
         return metrics[self.recipe.eval.metric]
 
-    def _best(self) -> Checkpoint | None:
-        ranked = best_first(complete_checkpoints(self.run.checkpoints), self._better)
-        return ranked[0] if ranked else None
-
-    def _dev_headline(self, best: Checkpoint) -> str:
+    def _dev_headline(self, metrics: Mapping[str, float], weights: str) -> str:
         metric = self.recipe.eval.metric
-        return f"dev {metric.upper()} {100 * best.metrics[metric]:.2f} % at step {best.step}; no test set was given"
+        return f"dev {metric.upper()} {100 * metrics[metric]:.2f} % ({weights}); no test set was given"
 
-    def _provenance(self) -> dict[str, Any]:
-        return run_provenance(self.run)
+    def _measured(self) -> AbstractContextManager[None]:
+        """The model as it is measured: where the recipe says so, its running mean stands in for its weights."""
+        if self.ema is None or not is_mean_measured(self.recipe):
+            return nullcontext()
+        return self.ema.in_place(self.optimiser.named())
+
+    def _provenance(self, weights: str) -> dict[str, Any]:
+        return {**run_provenance(self.run), "weights": weights}
 
 
 def run_provenance(run: RunDir) -> dict[str, Any]:
@@ -226,12 +248,14 @@ def write_quarantine(run: RunDir, bad: Sequence[Bad]) -> None:
         log.warning("%d more utterances in %s; the first: %s", len(fresh), run.quarantine, fresh[0])
 
 
-def _headline(name: str, result: Evaluation, before: Evaluation | None, recipe: Recipe) -> str:
+def _headline(name: str, result: Evaluation, before: Evaluation | None, recipe: Recipe, weights: str) -> str:
     m, metric = result.report.metrics, recipe.eval.metric
     text = f"{name} {metric.upper()} {100 * m[metric]:.2f} %"
     if metric == "wer" and recipe.eval.bootstrap:
         text += f" (95 % {100 * m['wer_low']:.1f}–{100 * m['wer_high']:.1f})"
     text += f", {m['utterances']:.0f} utterances, normaliser {recipe.eval.normaliser}"
+    if recipe.averaging.best or recipe.averaging.ema:
+        text += f"; {weights}"
     if before:
         text += f"; before training {100 * before.report.metrics[metric]:.1f} %"
     return text

@@ -2,11 +2,13 @@
 
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import nn
 
 from trainer.data.loader import evaluation_batches
 from trainer.data.manifest import Manifest
@@ -66,19 +68,14 @@ def predict(
     examples = [manifest[i] for i in range(machine.rank, len(manifest), machine.world)]
     answers: dict[str, Row] = {}
     bad: list[Bad] = []
-    was_training = parts.module.training
-    parts.module.eval()
-    try:
-        micro_s = how.micro_s or recipe.loop.micro_s
-        with torch.inference_mode(), machine.autocast():
-            for loaded in evaluation_batches(task, examples, micro_s, recipe.data.workers, stop):
-                bad += loaded.bad
-                if loaded.batch is not None:
-                    batch = task.prepare(loaded.batch.to(machine.device), parts, False)
-                    answers |= {row["id"]: row for row in task.predict(parts.module, batch, how.decode)}
-                on_batch(len(answers) + len(bad), len(examples))
-    finally:
-        parts.module.train(was_training)
+    micro_s = how.micro_s or recipe.loop.micro_s
+    with _in_eval(parts.module), torch.inference_mode(), machine.autocast():
+        for loaded in evaluation_batches(task, examples, micro_s, recipe.data.workers, stop):
+            bad += loaded.bad
+            if loaded.batch is not None:
+                batch = task.prepare(loaded.batch.to(machine.device), parts, False)
+                answers |= {row["id"]: row for row in task.predict(parts.module, batch, how.decode)}
+            on_batch(len(answers) + len(bad), len(examples))
     if stop():
         raise StopAsked("stopped while evaluating")
     reasons = {b.id: b.reason for b in bad}
@@ -109,6 +106,18 @@ def as_json(evaluation: Evaluation, provenance: Mapping[str, Any], **more: Any) 
     r = evaluation.report
     whole = {**provenance, **r.provenance}
     return json.dumps({**more, "metrics": dict(r.metrics), "table": list(r.table), "provenance": whole})
+
+
+@contextmanager
+def _in_eval(module: nn.Module) -> Iterator[None]:
+    """Every module in eval mode, and afterwards in its own: a training may hold some of them frozen."""
+    modes = [(m, m.training) for m in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for m, mode in modes:
+            m.training = mode
 
 
 def _row(example: Example, answers: Mapping[str, Row], reasons: Mapping[str, str], buckets: Sequence[str]) -> Row:

@@ -18,10 +18,13 @@ from remote.clock import duration
 from trainer.checkpoint import Checkpoint
 from trainer.data.loader import Step, StepLoader
 from trainer.data.plan import seed_of
+from trainer.ema import Ema
 from trainer.errors import Diverged, StopAsked
 from trainer.logbook import Logbook, ProgressFile
 from trainer.machine import Machine
+from trainer.nf4 import n_weights
 from trainer.optim import Optimiser
+from trainer.phases import Span, describe, open_phase, rate_at, span_at, spans_of
 from trainer.recipe.base import Recipe
 from trainer.task import Bad, Batch, Parts, Task
 
@@ -37,6 +40,7 @@ class State:
     best_step: int = -1
     best_value: float = float("inf")
     since_best: int = 0  # evaluations
+    values: list[float] = field(default_factory=list)  # dev's, of every evaluation after the first step
     skipped: int = 0  # steps with a non-finite gradient
     skipped_in_a_row: int = 0
     audio_s: float = 0.0  # trained on so far
@@ -73,12 +77,16 @@ class Training:
     save: Callable[[], Checkpoint | None]
     on_bad: Callable[[Sequence[Bad]], None]
     stop_asked: Callable[[], bool]
+    ema: Ema | None = None
 
     def run(self) -> None:
         """Raises StopAsked with everything saved, Diverged after too many non-finite steps."""
         self.max_steps = self.loader.plan.max_steps
-        self.wrapped = self.machine.wrap(LossModule(self.task, self.parts.module))
-        self.parts.module.train()
+        self.spans = spans_of(self.recipe, self.optimiser.groups, self.loader.plan)
+        for n in range(len(self.spans), len(self.recipe.phases)):
+            log.warning("phase %d never opens: the training ends before its epoch", n + 1)
+        self._span: Span | None = None
+        self._wrapped: Any = None
         self._saved_at = time.monotonic()
         self._sums = {k: torch.zeros((), device=self.machine.device) for k in self.task.losses_of}
         self._counts = dict.fromkeys(self.task.losses_of, 0)
@@ -89,10 +97,23 @@ class Training:
         for step in self.loader.steps(self.state.step, self.max_steps):
             if self.state.stopped_early:
                 break
+            self._open(span_at(self.spans, step.number))
             self._step(step)
             self._look()
             self._began = time.monotonic()  # waiting for data belongs to a step, looking at it does not
         self._read_skipped()
+
+    def _open(self, span: Span) -> None:
+        """Nothing where the phase is open already; else its groups, and gradients joined over just those."""
+        if span is self._span:
+            return
+        self._span = span
+        open_phase(self.parts.module, self.optimiser, span)
+        if self.ema:
+            self.ema.join(self.optimiser.named(span.rates))
+        self._wrapped = None  # its hooks on the gradients must go before there are others
+        self._wrapped = self.machine.wrap(LossModule(self.task, self.parts.module))
+        log.info("%s", describe(span, n_weights(self.parts.module, trained=True)))
 
     def _step(self, step: Step) -> None:
         keys = list(self.task.losses_of)
@@ -103,10 +124,13 @@ class Training:
         if step.bad:
             self.on_bad(step.bad)
         self._set_seed(step.number)
-        lr = self.optimiser.set_rate(step.number, self.max_steps)
+        lr = rate_at(self.spans, step.number, self.max_steps, self.recipe.optim)
+        self.optimiser.set_rates(lr, self._span.rates if self._span else {})
         count_of = {k: max(1, c) for k, c in zip(keys, counts, strict=True)}
         self._backward(step.micros, count_of)
         norm, skipped = self.optimiser.step()
+        if self.ema:
+            self.ema.update(self.optimiser.named())
         for k in keys:
             self._counts[k] += count_of[k]
         self._read_skipped()  # of the step before: its work is done by now
@@ -128,7 +152,7 @@ class Training:
             batch = self.task.prepare(cpu_batch.to(self.machine.device), self.parts, True)
             last = n == len(micros) - 1
             with self._joined_gradients(last), self.machine.autocast():
-                losses = self.wrapped(batch)
+                losses = self._wrapped(batch)
                 # joined gradients are averaged over ranks; the sum over ranks is what the counts divide
                 scale = weight * self.machine.world
                 total = torch.stack([losses[k].sum() * (scale / count_of[k]) for k in losses]).sum()
@@ -137,17 +161,17 @@ class Training:
                 self._sums[k] = self._sums[k] + v.detach().sum() * weight
 
     def _joined_gradients(self, last: bool) -> AbstractContextManager[Any]:
-        return nullcontext() if last or self.machine.world == 1 else self.wrapped.no_sync()  # type: ignore[operator]
+        return nullcontext() if last or self.machine.world == 1 else self._wrapped.no_sync()
 
     def _look(self) -> None:
         """After a step, and before the first: measure, keep, save, stop."""
         s, how = self.state, self.recipe
         last = s.step == self.max_steps
-        improved = False
+        is_kept = False
         if s.evaluated != s.step and self._evaluates_at(s.step, last):
-            improved = self._evaluate()
+            is_kept = self._evaluate()
         due = [
-            improved,
+            is_kept,
             last,
             s.stopped_early,
             bool(how.loop.save_every_steps and s.step % how.loop.save_every_steps == 0),
@@ -166,7 +190,7 @@ class Training:
         return last or step % self.recipe.eval.every_steps == 0
 
     def _evaluate(self) -> bool:
-        """True where this is the best so far."""
+        """True where this is among the best so far, of which as many are kept as the recipe says."""
         s = self.state
         if self.progress:
             self.progress.update(step=s.step, phase="evaluate")
@@ -190,7 +214,9 @@ class Training:
         if self.progress:
             best = {"step": s.best_step, "metric": self.recipe.eval.metric, "value": s.best_value}
             self.progress.update(phase="train", best=best if s.best_step >= 0 else None)
-        return improved
+        if s.step > 0:
+            s.values.append(value)
+        return s.step > 0 and sum(v <= value for v in s.values) <= self.recipe.n_kept_best
 
     def _save(self) -> None:
         if self.progress:
@@ -226,6 +252,8 @@ class Training:
         epoch = self.loader.plan.epoch_at(s.step)
         values |= {"lr": lr, "grad_norm": grad_norm, "audio_s_per_s": audio_per_s, "epoch": epoch}
         values |= {"skipped_steps": float(s.skipped)}
+        if len(self.spans) > 1 and self._span:
+            values["phase"] = float(self._span.number + 1)
         if self.book:
             self.book.numbers(s.step, values)
         loss = sum(v for k, v in values.items() if k.startswith("loss/"))

@@ -1,43 +1,38 @@
 """The optimiser, its parameter groups and its schedule. A step with a non-finite gradient is skipped on the device."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from trainer.errors import BadRecipe
 from trainer.recipe.optim import Optim
 
 
-def lr_at(step: int, max_steps: int, how: Optim) -> float:
-    """The factor on every group's rate in the step (from 0): linear warm-up, then the schedule to `final_share`."""
-    warmup = round(how.warmup_share * max_steps)
-    if step < warmup:
-        return (step + 1) / warmup
-    if how.schedule == "constant":
+def schedule_at(step: int, warmup_steps: int, max_steps: int, how: Optim) -> float:
+    """What the schedule leaves of the peak rate in the step (from 0): 1 in the warm-up, `final_share` at the end."""
+    if step < warmup_steps or how.schedule == "constant":
         return 1.0
-    done = min(1.0, (step - warmup) / max(1, max_steps - warmup))
+    done = min(1.0, (step - warmup_steps) / max(1, max_steps - warmup_steps))
     left = 1.0 - done if how.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))
     return how.final_share + (1.0 - how.final_share) * left
 
 
 @dataclass
 class Optimiser:
-    """AdamW over a module's trainable parameters."""
+    """AdamW over a module's trainable parameters. One without a gradient is passed by, and has no state."""
 
     adamw: torch.optim.AdamW
-    parameters: list[nn.Parameter]
+    groups: dict[str, dict[str, nn.Parameter]]  # the task's, with their parameters by name
     how: Optim
     scaler: torch.amp.GradScaler | None = None
 
-    def set_rate(self, step: int, max_steps: int) -> float:
-        """The learning rate of this step, put into every group; returns that of factor 1."""
-        factor = lr_at(step, max_steps, self.how)
+    def set_rates(self, lr: float, factors: Mapping[str, float]) -> None:
+        """This step's rate into every parameter group: × its group's factor × its layer's."""
         for group in self.adamw.param_groups:
-            group["lr"] = self.how.lr * group["factor"] * factor
-        return self.how.lr * factor
+            factor = factors.get(group["name"], 0.0)
+            group["lr"] = lr * factor * self.how.layer_decay ** group["depth"]
 
     def backward(self, loss: Tensor) -> None:
         (self.scaler.scale(loss) if self.scaler else loss).backward()  # type: ignore[no-untyped-call]
@@ -49,7 +44,7 @@ class Optimiser:
         """
         if self.scaler:
             self.scaler.unscale_(self.adamw)
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.how.clip_norm, foreach=True)
+        norm = torch.nn.utils.clip_grad_norm_(self.named().values(), self.how.clip_norm, foreach=True)
         skipped = (~torch.isfinite(norm)).float()
         if self.scaler:
             self.scaler.step(self.adamw)
@@ -60,11 +55,16 @@ class Optimiser:
         self.adamw.zero_grad(set_to_none=True)
         return norm.detach(), skipped
 
+    def named(self, groups: Iterable[str] | None = None) -> dict[str, nn.Parameter]:
+        """The parameters of some groups by name, of all where none are named."""
+        chosen = self.groups if groups is None else groups
+        return {name: p for g in chosen for name, p in self.groups[g].items()}
+
     def forget(self) -> None:
         """Give its memory back: the training is over."""
         self.adamw.state.clear()
         self.adamw.param_groups.clear()
-        self.parameters.clear()
+        self.groups.clear()
 
     def state_dict(self) -> dict[str, object]:
         return {"adamw": self.adamw.state_dict(), "scaler": self.scaler.state_dict() if self.scaler else None}
@@ -75,35 +75,32 @@ class Optimiser:
             self.scaler.load_state_dict(state["scaler"])  # type: ignore[arg-type]
 
 
-def make_optimiser(module: nn.Module, groups: Mapping[str, list[str]], how: Optim, precision: str) -> Optimiser:
-    """AdamW with a group for each named group, matrices apart from what is not decayed.
+def make_optimiser(
+    module: nn.Module,
+    groups: Mapping[str, list[str]],
+    how: Optim,
+    precision: str,
+    depths: Mapping[str, int] | None = None,
+) -> Optimiser:
+    """AdamW with groups for each of the task's: matrices apart from what is not decayed, and layer from layer.
 
-    Groups with factor 0 are frozen. Raises BadRecipe for a group the task doesn't have.
+    `depths` says how many layers lie above a parameter, where the rate depends on it.
     """
-    for name in how.group_lr:
-        if name not in groups:
-            raise BadRecipe.one(
-                f"train.optim.group_lr.{name}", f"there is no such group: known are {', '.join(groups)}"
-            )
     by_name = dict(module.named_parameters())
     embeddings = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
-    param_groups: list[dict[str, object]] = []
-    parameters: list[nn.Parameter] = []
-    for name, members in groups.items():
-        factor = how.group_lr.get(name, 1.0)
-        chosen = [by_name[m] for m in members]
-        if factor == 0:
-            for p in chosen:
-                p.requires_grad_(False)
-            continue
-        decayed = [p for p in chosen if p.ndim >= 2 and id(p) not in embeddings]
-        plain = [p for p in chosen if p.ndim < 2 or id(p) in embeddings]
-        for ps, decay in ((decayed, how.weight_decay), (plain, 0.0)):
-            if ps:
-                param_groups.append({"params": ps, "weight_decay": decay, "factor": factor, "name": name})
-                parameters += ps
-    if not parameters:
-        raise BadRecipe.one("train.optim.group_lr", "every group is frozen: there is nothing to train")
+    parts: dict[tuple[str, int, float], list[nn.Parameter]] = {}
+    for group, members in groups.items():
+        for name in members:
+            p = by_name[name]
+            is_decayed = p.ndim >= 2 and id(p) not in embeddings
+            depth = depths[name] if depths is not None and how.layer_decay < 1 else 0
+            parts.setdefault((group, depth, how.weight_decay if is_decayed else 0.0), []).append(p)
+    param_groups = [
+        {"params": ps, "weight_decay": decay, "name": name, "depth": depth}
+        for (name, depth, decay), ps in sorted(
+            parts.items(), key=lambda part: (list(groups).index(part[0][0]), part[0][1])
+        )
+    ]
     adamw = torch.optim.AdamW(param_groups, lr=how.lr, betas=how.betas, eps=how.eps, fused=True)
-    scaler = torch.amp.GradScaler(parameters[0].device.type) if precision == "fp16" else None
-    return Optimiser(adamw, parameters, how, scaler)
+    scaler = torch.amp.GradScaler(next(module.parameters()).device.type) if precision == "fp16" else None
+    return Optimiser(adamw, {g: {n: by_name[n] for n in members} for g, members in groups.items()}, how, scaler)

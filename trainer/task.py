@@ -125,6 +125,10 @@ class Task(Protocol[Item, B]):
         """Named parameter groups (encoder, projector, decoder, head): every trainable parameter in one of them."""
         ...
 
+    def depths(self, module: "nn.Module") -> Mapping[str, int]:
+        """Layers above each parameter in its stack of them: 0 behind the last layer, n + 1 before the first of n."""
+        ...
+
     def size(self, example: Example, draw: Draw | None) -> Size:
         """From the manifest row and the draw alone; no draw in evaluation."""
         ...

@@ -15,14 +15,16 @@ from trainer.checkpoint import Checkpoint, latest_checkpoint
 from trainer.data.loader import StepLoader
 from trainer.data.sets import DataSets, open_data
 from trainer.desk import Desk, write_quarantine
+from trainer.ema import Ema
 from trainer.errors import BadData, BadRecipe
 from trainer.logbook import Logbook, ProgressFile
 from trainer.loop import State, Training
 from trainer.machine import Machine, placed, start_machine
+from trainer.nf4 import n_weights
 from trainer.optim import Optimiser, make_optimiser
 from trainer.recipe.base import Recipe
 from trainer.recipe.load import changes, load_recipe, parse_recipe
-from trainer.task import Parts, make_task
+from trainer.task import make_task
 
 log = logging.getLogger(__name__)
 
@@ -52,15 +54,17 @@ def train(file: Path, run: RunDir, *, debug: bool = False, stop: Callable[[], bo
     task = make_task(recipe)
     torch.manual_seed(recipe.loop.seed)
     parts = placed(task.build(resumed.model if resumed else None), machine)
-    optimiser = make_optimiser(parts.module, task.groups(parts.module), recipe.optim, machine.precision)
-    _say_size(parts)
-    state = _restore(resumed, optimiser, machine) if resumed else State()
+    depths = task.depths(parts.module) if recipe.optim.layer_decay < 1 else None
+    optimiser = make_optimiser(parts.module, task.groups(parts.module), recipe.optim, machine.precision, depths)
+    ema = Ema(recipe.averaging.ema) if recipe.averaging.ema is not None else None
+    log.info("%.3f M weights", n_weights(parts.module) / 1e6)
+    state = _restore(resumed, optimiser, ema, machine) if resumed else State()
     book = Logbook(run, state.step, recipe.log.tensorboard) if machine.is_first else None
     loader = StepLoader(task, data.train, recipe, machine.rank, machine.world)
     progress = ProgressFile(run.progress, loader.plan.max_steps) if machine.is_first else None
     if resumed:
         log.info("resumed from step %d of %d", state.step, loader.plan.max_steps)
-    desk = Desk(task, parts, recipe, machine, run, fence, data, optimiser, state, stop)
+    desk = Desk(task, parts, recipe, machine, run, fence, data, optimiser, state, stop, ema)
     desk.forget_beyond(state.step)
     try:
         Training(
@@ -77,6 +81,7 @@ def train(file: Path, run: RunDir, *, debug: bool = False, stop: Callable[[], bo
             save=desk.save,
             on_bad=desk.quarantine,
             stop_asked=stop,
+            ema=ema,
         ).run()
         if progress:
             progress.update(phase="evaluate")
@@ -127,9 +132,11 @@ def _newest(run: RunDir, recipe: Recipe, data: DataSets) -> Checkpoint | None:
     return checkpoint
 
 
-def _restore(checkpoint: Checkpoint, optimiser: Optimiser, machine: Machine) -> State:
+def _restore(checkpoint: Checkpoint, optimiser: Optimiser, ema: Ema | None, machine: Machine) -> State:
     state = torch.load(checkpoint.state / "optimizer.pt", map_location=machine.device, weights_only=True)
     optimiser.load_state_dict(state)
+    if ema:
+        ema.load_state_dict(torch.load(checkpoint.state / "ema.pt", map_location=machine.device, weights_only=True))
     return State(**read_json(checkpoint.state / "state.json")["state"])
 
 
@@ -144,9 +151,3 @@ def _say_data(data: DataSets, run: RunDir, machine: Machine) -> None:
             log.info("%s: %d utterances, %.2f h, %d unusable", name, len(m), m.hours, len(m.bad))
             if machine.is_first:
                 write_quarantine(run, m.bad)
-
-
-def _say_size(parts: Parts) -> None:
-    sizes = [(p.numel(), p.requires_grad) for p in parts.module.parameters()]
-    total, trained = sum(n for n, _ in sizes), sum(n for n, t in sizes if t)
-    log.info("%.3f M parameters, %.3f M trained", total / 1e6, trained / 1e6)

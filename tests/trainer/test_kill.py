@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from support.speech import ctc_dict, make_corpus, recipe_dict, write_experiment
 
@@ -49,9 +50,11 @@ def final_state(checkpoints: Path) -> dict[str, Any]:
     last = checkpoints / "step-00000009"
     state = json.loads((last / "state" / "state.json").read_text())["state"]
     state.pop("train_s")  # the only thing that may differ: how long it took
+    ema = last / "state" / "ema.pt"
     return {
-        "model": load_file(last / "model" / "model.safetensors"),
+        "model": {f.name: load_file(f) for f in (last / "model").glob("*.safetensors")},
         "adamw": torch.load(last / "state" / "optimizer.pt")["adamw"],
+        "ema": torch.load(ema) if ema.exists() else None,
         "state": state,
     }
 
@@ -97,6 +100,36 @@ def test_a_ctc_training_killed_in_a_save_ends_bit_identical(experiment: Path, tm
     whole = final_state(tmp_path / "whole" / "checkpoints")
     killing(tmp_path, str(file), str(tmp_path / "killed"), "kill", "2", str(boundaries // 2))
     assert_same(final_state(tmp_path / f"killed-2-{boundaries // 2}" / "checkpoints"), whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("adapters", [None, {"kind": "qlora", "r": 2}])
+def test_killed_between_two_phases_it_ends_bit_identical(
+    experiment: Path, tmp_path: Path, adapters: dict[str, Any] | None
+) -> None:
+    """In the save after a phase's last step: early, and an older one is resumed from; late, and the next opens."""
+    train = yaml.safe_load(experiment.read_text())["train"]
+    train["phases"] = [
+        {"from_epoch": 0, "train": ["decoder"], "lr": 0.01},
+        {"from_epoch": 4 / 7, "train": "all", "rates": {"encoder": 0.5}, "warmup_steps": 2},  # from the fifth step on
+    ]
+    train["averaging"] = {"ema": 0.9}
+    train["eval"]["every_steps"] = 9
+    if adapters:
+        from trainer.recipe.load import parse_recipe
+        from trainer.task import make_task
+
+        task = make_task(parse_recipe(train))
+        task.export(task.build().module, tmp_path / "base")
+        train |= {"adapters": adapters, "model": {"name": str(tmp_path / "base")}}
+    file = write_experiment(tmp_path / "phases.yaml", train)
+    boundaries = int(killing(tmp_path, str(file), str(tmp_path / "whole"), "count", "1"))
+    whole = final_state(tmp_path / "whole" / "checkpoints")
+    assert len({float(s["step"]) for s in whole["adamw"]["state"].values()}) == 2, "one group began later"
+    points = [str(i) for i in (2, boundaries // 2, boundaries - 2)]
+    killing(tmp_path, str(file), str(tmp_path / "killed"), "kill", "1", *points)
+    for at in points:
+        assert_same(final_state(tmp_path / f"killed-1-{at}" / "checkpoints"), whole)
 
 
 @pytest.mark.slow

@@ -7,8 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
+from support.guide import chapters
 from support.speech import ctc_dict, recipe_dict, tdt_dict, write_experiment
 
+from trainer.__main__ import main
 from trainer.errors import BadRecipe
 from trainer.recipe.load import changes, load_recipe, parse_recipe
 
@@ -33,6 +36,18 @@ def test_what_decides_quality_has_no_default(tmp_path: Path) -> None:
     train = recipe_dict(tmp_path)
     del train["eval"]["normaliser"], train["optim"]["lr"]
     assert {m.split(":")[0] for m in mistakes(train)} == {"train.eval.normaliser", "train.optim.lr"}
+
+
+def test_the_guide_s_fragments_on_adapters_phases_and_averaging_are_recipes(tmp_path: Path) -> None:
+    blocks = chapters((ROOT / "docs" / "guide.md").read_text(encoding="utf-8"))["Adapters, phases, averaging"]
+    fragments = [yaml.safe_load(b.text) for b in blocks if b.kind == "yaml"]
+    assert {key for f in fragments for key in f} == {"adapters", "optim", "phases", "averaging"}
+    whole = {**recipe_dict(tmp_path), "model": {"name": "openai/whisper-tiny.en"}}
+    for fragment in fragments:
+        parse_recipe({**whole, **fragment})
+        whole |= fragment
+    file = write_experiment(tmp_path / "a.yaml", whole)
+    assert main(["check", str(file)]) == 0
 
 
 @pytest.mark.parametrize("train", [None, [], "whisper", 3])

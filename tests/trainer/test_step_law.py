@@ -159,6 +159,45 @@ def test_two_ranks_train_what_one_trains(tmp_path: Path, family: str) -> None:
     assert len([json.loads(line) for line in rows[0].splitlines()]) == 5
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["whisper", "parakeet"])
+def test_two_ranks_train_what_one_trains_also_where_phases_open_and_close_groups(tmp_path: Path, family: str) -> None:
+    """Gradients are joined anew over what each phase trains; what is closed is waited for by nobody."""
+    corpus = tmp_path / "corpus"
+    for name, n in (("train", 21), ("dev", 5), ("test", 5)):
+        make_corpus(corpus, n, seed=n, name=name)
+    top = "decoder" if family == "whisper" else "head"
+    how = {
+        "loop": {"precision": "fp64", "steps": 7, "step_utts": 7},
+        "eval": {"every_steps": 4},
+        "averaging": {"ema": 0.8},
+        "optim": {"layer_decay": 0.8},
+    }
+    phases = [
+        {"from_epoch": 0, "train": [top]},
+        {"from_epoch": 2 / 3, "train": ["encoder"]},
+        {"from_epoch": 4 / 3, "train": "all"},
+    ]
+    train = {**FAMILIES.get(family, recipe_dict)(corpus, **how), "phases": phases}
+    file = write_experiment(tmp_path / "a.yaml", train)
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    for ranks in (1, 2):
+        run = [str(file), "--run-dir", str(tmp_path / f"run{ranks}")]
+        argv = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+        done = subprocess.run(
+            [*argv, "-m", "trainer", "train", *run], env=env, capture_output=True, text=True, timeout=240, cwd=ROOT
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert done.stdout.count("of warm-up") == 3
+    from safetensors.torch import load_file
+
+    last = "checkpoints/step-00000007"
+    one, two = (load_file(tmp_path / f"run{r}/{last}/model/model.safetensors") for r in (1, 2))
+    assert furthest(one, two) < 1e-9
+    one, two = (torch.load(tmp_path / f"run{r}/{last}/state/ema.pt")["mean"] for r in (1, 2))
+    assert furthest(one, two) < 1e-9
+
+
 def test_two_threads_train_the_same_bits_every_time(tmp_path: Path) -> None:
     """The gradient of Whisper's position look-up is summed in whichever order its threads come, unless told not to."""
     make_corpus(tmp_path, 96)

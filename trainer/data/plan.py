@@ -39,10 +39,14 @@ class Plan:
         if self._loop.steps is not None:
             return self._loop.steps
         assert self._loop.epochs is not None
-        whole = math.floor(self._loop.epochs)
-        steps = self._first_step(whole)
-        part = self._loop.epochs - whole
-        return max(1, steps + (math.ceil(part * self._steps_in(whole)) if part > 0 else 0))
+        return max(1, self.step_at(self._loop.epochs))
+
+    def step_at(self, epochs: float) -> int:
+        """The first step (from 0) before which so many epochs are done."""
+        whole = math.floor(epochs)
+        part = epochs - whole
+        # 0.7 of ten steps are seven, whatever a float says
+        return self._first_step(whole) + (math.ceil(part * self._steps_in(whole) - 1e-9) if part > 0 else 0)
 
     def at(self, step: int) -> Place:
         """What the step (from 0) holds."""

@@ -1,17 +1,20 @@
 """The sections that every recipe has, whatever its task."""
 
 from collections.abc import Callable, Iterable
+from typing import ClassVar, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from trainer.recipe.adapters import Lora
+from trainer.recipe.adapters import Adapters
 from trainer.recipe.augment import Augment
+from trainer.recipe.averaging import Averaging
 from trainer.recipe.data import Data
 from trainer.recipe.eval import Eval
 from trainer.recipe.log import Log
 from trainer.recipe.loop import Loop
 from trainer.recipe.loss import Loss
 from trainer.recipe.optim import Optim
+from trainer.recipe.phases import Phase, mistakes_in
 from trainer.recipe.section import Section
 from trainer.recipe.stop import Stop
 
@@ -19,16 +22,34 @@ from trainer.recipe.stop import Stop
 class Recipe(Section):
     """All that decides what a training is. Each task's recipe adds `task` and `model`."""
 
+    GROUPS: ClassVar[tuple[str, ...]]  # of parameters: what rates and phases may name
+
     task: str = Field(description="the model family")
     data: Data
     loss: Loss = Loss()
     optim: Optim
     loop: Loop
-    adapters: Lora | None = Field(default=None, description="none: all weights are trained")
+    adapters: Adapters | None = Field(default=None, description="none: all weights are trained")
+    phases: list[Phase] = Field(
+        default=[], description="what trains from which epoch on; none: everything, all the time"
+    )
+    averaging: Averaging = Averaging()
     augment: Augment = Augment()
     eval: Eval
     log: Log = Log()
     stop: Stop = Stop()
+
+    @model_validator(mode="after")
+    def _phases_agree(self) -> Self:
+        wrong = mistakes_in(self.phases, self.optim.rates, self.loop.epochs, self.GROUPS)
+        if wrong:
+            raise ValueError("; ".join(wrong))
+        return self
+
+    @property
+    def n_kept_best(self) -> int:
+        """How many of the best checkpoints are kept."""
+        return max(self.loop.keep_best, self.averaging.best or 1)
 
     def resolved(self, texts: Callable[[], Iterable[str]]) -> "Recipe":
         """With all that only the training set's transcripts can say (a vocabulary): what is kept with the run."""
@@ -54,11 +75,13 @@ class Recipe(Section):
                 "data": self.data.model_copy(update=data),
                 "eval": self.eval.model_copy(update=ev),
                 "log": self.log.model_copy(update={"every_steps": 1}),
+                "phases": [p.model_copy(update={"from_epoch": 0.25 * n}) for n, p in enumerate(self.phases)],
             }
         )
 
 
-# A run may be resumed after a change in these and no others: length, evaluation and logging change no weight.
+# A run may be resumed after a change in these and no others: length, evaluation and logging change no weight that
+# was trained.
 RESUMABLE_CHANGES = (
     "loop.steps",
     "loop.epochs",
@@ -67,6 +90,7 @@ RESUMABLE_CHANGES = (
     "loop.keep_last",
     "loop.keep_best",
     "loop.micro_s",
+    "averaging.best",
     "data.workers",
     "data.cache_gb",
     "eval",

@@ -34,6 +34,7 @@ class CtcModel(AcousticModel):
 class CtcRecipe(AcousticRecipe):
     """An encoder and one linear layer (Graves et al., 2006): wav2vec 2.0, HuBERT, WavLM or Parakeet."""
 
+    GROUPS: ClassVar[tuple[str, ...]] = ("features", "encoder", "head")
     LOSS: ClassVar[str] = "CTC"
     DECODER: ClassVar[str] = "there is no decoder"
 

@@ -45,6 +45,7 @@ class Transducer(Section):
 class TdtRecipe(AcousticRecipe):
     """Transducers: Parakeet with durations (TDT, Xu et al., 2023) or without (RNN-T, Graves, 2012)."""
 
+    GROUPS: ClassVar[tuple[str, ...]] = ("encoder", "decoder", "head")
     LOSS: ClassVar[str] = "a transducer"
     DECODER: ClassVar[str] = "the decoder is an LSTM"
 

@@ -1,6 +1,6 @@
 """The recipe of task `whisper`: encoder-decoder speech recognition (Radford et al., 2022)."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -58,6 +58,8 @@ class WhisperModel(Section):
 
 class WhisperRecipe(Recipe):
     """Encoder-decoder speech recognition (Radford et al., 2022)."""
+
+    GROUPS: ClassVar[tuple[str, ...]] = ("encoder", "decoder")
 
     task: Literal["whisper"] = Field(description="the model family")
     model: WhisperModel

@@ -7,7 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from trainer.recipe.eval import Decode
 from trainer.recipe.written import written
 from trainer.task import Bad, Draw, Example, Fitted, Report, Row, Size
 from trainer.tasks import hub
+from trainer.tasks.depths import depths_of
 from trainer.tasks.letters import Strangers, encoded
 from trainer.tasks.utterances import Utterance
 
@@ -34,8 +35,6 @@ R = TypeVar("R", bound=AcousticRecipe)
 
 class AcousticTask(ABC, Generic[R]):
     """The half of trainer.task.Task that asks for nothing but lengths and tokens."""
-
-    GROUPS: ClassVar[tuple[str, ...]]  # of parameters
 
     def __init__(self, recipe: R, extractor: Any, tokenizer: Any, config: Any, blank: int) -> None:
         self.recipe = recipe
@@ -70,7 +69,7 @@ class AcousticTask(ABC, Generic[R]):
     # ---- networks
 
     def groups(self, module: nn.Module) -> Mapping[str, list[str]]:
-        found: dict[str, list[str]] = {group: [] for group in self.GROUPS}
+        found: dict[str, list[str]] = {group: [] for group in self.recipe.GROUPS}
         for name, p in module.named_parameters():
             if p.requires_grad:
                 found[self._group_of(name)].append(name)
@@ -78,7 +77,15 @@ class AcousticTask(ABC, Generic[R]):
 
     @abstractmethod
     def _group_of(self, name: str) -> str:
-        """Which of GROUPS a parameter belongs to."""
+        """Which of the recipe's GROUPS a parameter belongs to."""
+
+    def depths(self, module: nn.Module) -> Mapping[str, int]:
+        return depths_of((name for name, _ in module.named_parameters()), self._below)
+
+    @property
+    @abstractmethod
+    def _below(self) -> str:
+        """An expression for the parameters that stand before the first layer."""
 
     def save(self, module: nn.Module, directory: Path) -> None:
         hub.save(module, directory, self._processor())

@@ -88,7 +88,6 @@ class CtcBatch:
 class CtcTask(AcousticTask[CtcRecipe]):
     """Task `ctc`: see trainer.task.Task for what each method promises."""
 
-    GROUPS = ("features", "encoder", "head")
     losses_of = ("ctc",)
 
     def __init__(self, recipe: CtcRecipe) -> None:
@@ -121,12 +120,21 @@ class CtcTask(AcousticTask[CtcRecipe]):
         if self.recipe.loop.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         whole = ["lm_head" if self.is_wave else "ctc_head"] if self.recipe.model.makes_vocabulary else None
-        return Parts(hub.adapted(model, lora, saved, self._targets(lora.targets, model) if lora else "", whole))
+        if lora is not None and self.family == "wavlm":
+            _check_wavlm_feels(model, lora.targets)
+        return Parts(hub.adapted(model, lora, saved, self._presets, whole))
 
     def _group_of(self, name: str) -> str:
         if "lm_head" in name or "ctc_head" in name:
             return "head"
         return "features" if ".feature_extractor." in name else "encoder"
+
+    @property
+    def _below(self) -> str:
+        if not self.is_wave:
+            return r"\.subsampling\."
+        below = r"\.(feature_extractor|feature_projection|pos_conv_embed)\.|masked_spec_embed"
+        return below if self.config.do_stable_layer_norm else below + r"|\.encoder\.layer_norm\."
 
     # ---- an utterance
 
@@ -268,16 +276,18 @@ class CtcTask(AcousticTask[CtcRecipe]):
             ignore_mismatched_sizes=fresh_head,
         )
 
-    def _targets(self, asked: str, model: Any) -> str:
-        """The expression of a preset, or the one that was asked for, if no layer that it names would pass it by."""
-        presets = WAVLM_TARGETS if self.family == "wavlm" else LORA_TARGETS
-        if self.family == "wavlm" and asked == "attention":
-            raise BadRecipe.one("train.adapters.targets", "WavLM's attention passes adapters by: say all-linear")
-        expression = presets.get(asked, asked)
-        passed_by = (n for n, _ in model.named_modules() if ".attention." in n and re.fullmatch(expression, n))
-        if self.family == "wavlm" and any(passed_by):
-            raise BadRecipe.one("train.adapters.targets", "WavLM's attention passes adapters by: name its feed_forward")
-        return expression
+    @property
+    def _presets(self) -> Mapping[str, str]:
+        return WAVLM_TARGETS if self.family == "wavlm" else LORA_TARGETS
+
+
+def _check_wavlm_feels(model: nn.Module, asked: str) -> None:
+    """Raises BadRecipe where WavLM would pass by the adapters that were asked for."""
+    if asked == "attention":
+        raise BadRecipe.one("train.adapters.targets", "WavLM's attention passes adapters by: say all-linear")
+    expression = WAVLM_TARGETS.get(asked, asked)
+    if any(".attention." in n and re.fullmatch(expression, n) for n, _ in model.named_modules()):
+        raise BadRecipe.one("train.adapters.targets", "WavLM's attention passes adapters by: name its feed_forward")
 
 
 def collapsed(best: Sequence[int], blank: int) -> list[int]:

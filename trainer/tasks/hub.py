@@ -1,7 +1,7 @@
 """What every family does with models in the Hub's layout: load, put adapters around, take off again, save, export."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,10 @@ import torch
 from torch import nn
 
 from trainer.errors import BadRecipe
-from trainer.recipe.adapters import Lora
+from trainer.nf4 import dequantise, quantise
+from trainer.recipe.adapters import Adapters
+
+ADAPTABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Embedding)  # what adapters go around (peft 0.21)
 
 
 def beside_weights(what: Any, name: str | None, revision: str | None, hint: str = "") -> Any:
@@ -33,9 +36,9 @@ def _refused(name: str | None, e: Exception, hint: str = "") -> BadRecipe:
     return BadRecipe.one("train.model.name", f"{name} can't be loaded: {reason}{hint}")
 
 
-def base_dtype(lora: Lora | None) -> torch.dtype:
+def base_dtype(how: Adapters | None) -> torch.dtype:
     """Of weights as they are loaded: what is trained is float32, what adapters stand on may be less."""
-    return torch.bfloat16 if lora is not None and lora.base_dtype == "bf16" else torch.float32
+    return torch.bfloat16 if how is not None and how.base_dtype == "bf16" else torch.float32
 
 
 def plain(module: nn.Module) -> Any:
@@ -45,27 +48,61 @@ def plain(module: nn.Module) -> Any:
 
 
 def adapted(
-    model: Any, lora: Lora | None, saved: Path | None, targets: str = "", whole: Sequence[str] | None = None
+    model: Any,
+    how: Adapters | None,
+    saved: Path | None,
+    presets: Mapping[str, str] | None = None,
+    whole: Sequence[str] | None = None,
 ) -> nn.Module:
-    """The model itself, or with adapters around the layers that the expression names: those that were saved, or fresh
-    ones beside modules that are trained `whole`. Raises BadRecipe where no layer has such a name."""
-    if lora is None:
+    """The model itself, or with adapters around the layers that the recipe names, by one of the task's `presets` or an
+    expression of its own: those that were saved, or fresh ones beside modules that are trained `whole`.
+
+    With qlora, what the preset all-linear names is nf4. Raises BadRecipe where adapters would go nowhere.
+    """
+    if how is None:
         module: nn.Module = model
         return module
     from peft import LoraConfig, PeftModel, get_peft_model
 
+    presets = presets or {}
+    if how.kind == "qlora":
+        quantise(model, presets["all-linear"], how.double_quantisation)
     if saved is not None:
         return PeftModel.from_pretrained(model, str(saved), is_trainable=True)
-    if not any(re.fullmatch(targets, name) for name, _ in model.named_modules()):
-        raise BadRecipe.one("train.adapters.targets", f"{lora.targets!r} names no layer of this model")
+    targets = presets.get(how.targets, how.targets)
+    _check_targets(model, how.targets, targets)
     config = LoraConfig(
-        r=lora.r,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
+        r=how.r,
+        lora_alpha=how.alpha,
+        lora_dropout=how.dropout,
+        use_dora=how.kind == "dora",
         target_modules=targets,
         modules_to_save=list(whole) if whole else None,
     )
-    return get_peft_model(model, config)
+    try:
+        return get_peft_model(model, config)
+    except (ValueError, NotImplementedError) as e:  # what peft knows of some layers only when it gets there
+        raise BadRecipe.one("train.adapters.targets", f"{how.targets!r}: {str(e).splitlines()[0]}") from None
+
+
+def _check_targets(model: nn.Module, asked: str, expression: str) -> None:
+    """Raises BadRecipe where an expression names nothing, or something that adapters can't go around."""
+    there = dict(model.named_modules())
+    hit = {name: m for name, m in there.items() if name and re.fullmatch(expression, name)}
+    wrong = next((name for name, m in hit.items() if not isinstance(m, ADAPTABLE)), None)
+    if hit and wrong is None:
+        return
+    what = f"names {wrong}, a {type(there[wrong]).__name__}" if wrong else "names no layer of this model"
+    some = ", ".join(_one_of_each(n for n, m in there.items() if isinstance(m, ADAPTABLE)))
+    raise BadRecipe.one("train.adapters.targets", f"{asked!r} {what}; adapters go around layers such as {some}")
+
+
+def _one_of_each(names: Iterable[str], most: int = 5) -> list[str]:
+    """The first name that ends in each way, a few of them."""
+    first: dict[str, str] = {}
+    for name in names:
+        first.setdefault(name.rpartition(".")[2], name)
+    return list(first.values())[:most]
 
 
 def save(module: nn.Module, directory: Path, processor: Any) -> None:
@@ -77,8 +114,10 @@ def save(module: nn.Module, directory: Path, processor: Any) -> None:
 
 
 def export(module: nn.Module, directory: Path, processor: Any) -> None:
-    """The whole model, adapters merged, as plain transformers loads it."""
+    """The whole model, adapters merged in float32, as plain transformers loads it."""
     if plain(module) is not module:
-        module = module.float().merge_and_unload()  # type: ignore[operator]  # a bf16 base would round them off
+        module = module.float()  # a bf16 base would round the adapters off
+        dequantise(module)
+        module = module.merge_and_unload()  # type: ignore[operator]
     plain(module).save_pretrained(str(directory))
     processor.save_pretrained(str(directory))

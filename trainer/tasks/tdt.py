@@ -82,7 +82,6 @@ class TdtBatch:
 class TdtTask(AcousticTask[TdtRecipe]):
     """Task `tdt`: see trainer.task.Task for what each method promises."""
 
-    GROUPS = ("encoder", "decoder", "head")
     losses_of = ("transducer",)
 
     def __init__(self, recipe: TdtRecipe) -> None:
@@ -105,14 +104,17 @@ class TdtTask(AcousticTask[TdtRecipe]):
             keep_batch_norms_still(model)
         if self.recipe.loop.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
-        targets = LORA_TARGETS.get(lora.targets, lora.targets) if lora else ""
         whole = FRESH if self.recipe.model.makes_vocabulary else None
-        return Parts(hub.adapted(model, lora, saved, targets, whole))
+        return Parts(hub.adapted(model, lora, saved, LORA_TARGETS, whole))
 
     def _group_of(self, name: str) -> str:
         if "joint." in name or "encoder_projector." in name:
             return "head"
         return "decoder" if re.search(r"(^|\.)decoder\.", name) else "encoder"
+
+    @property
+    def _below(self) -> str:
+        return r"\.subsampling\.|(^|\.)decoder\.embedding\."
 
     # ---- an utterance
 

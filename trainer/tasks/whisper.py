@@ -37,6 +37,7 @@ from trainer.recipe.eval import Decode
 from trainer.recipe.whisper import WhisperRecipe, WhisperScratch
 from trainer.task import Bad, Draw, Example, Fitted, Parts, Report, Row, Size
 from trainer.tasks import hub
+from trainer.tasks.depths import depths_of
 from trainer.tasks.hub import plain
 from trainer.tasks.utterances import Utterance, moved, noise, stack_tokens, stack_waves
 
@@ -116,15 +117,18 @@ class WhisperTask:
         model.model.encoder.embed_positions.requires_grad_(False)
         if self.recipe.loop.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
-        targets = LORA_TARGETS.get(lora.targets, lora.targets) if lora else ""
-        return Parts(hub.adapted(model, lora, saved, targets))
+        return Parts(hub.adapted(model, lora, saved, LORA_TARGETS))
 
     def groups(self, module: nn.Module) -> Mapping[str, list[str]]:
-        found: dict[str, list[str]] = {"encoder": [], "decoder": []}
+        found: dict[str, list[str]] = {group: [] for group in self.recipe.GROUPS}
         for name, p in module.named_parameters():
             if p.requires_grad:
                 found["encoder" if re.search(r"(^|\.)encoder\.", name) else "decoder"].append(name)
         return found
+
+    def depths(self, module: nn.Module) -> Mapping[str, int]:
+        names = (name for name, _ in module.named_parameters())
+        return depths_of(names, r"encoder\.conv\d|embed_positions")  # the decoder's embedding is its head as well
 
     def save(self, module: nn.Module, directory: Path) -> None:
         hub.save(module, directory, self.processor)
@@ -228,9 +232,7 @@ class WhisperTask:
         mel_BMF = self._mel.to(batch.wave_BT.device)(batch.wave_BT)
         if train and batch.freq_spans.shape[1] + batch.time_spans.shape[1]:
             mel_BMF = mask_spans(mel_BMF, batch.freq_spans, batch.time_spans)
-        if parameter.dtype == torch.float64:
-            mel_BMF = mel_BMF.double()
-        return replace(batch, mel_BMF=mel_BMF)
+        return replace(batch, mel_BMF=mel_BMF.to(parameter.dtype))
 
     def losses(self, module: nn.Module, batch: WhisperBatch) -> dict[str, Tensor]:
         model = plain(module)
