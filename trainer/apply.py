@@ -17,7 +17,7 @@ from remote.rundir import RunDir
 from trainer.checkpoint import best_first, complete_checkpoints
 from trainer.data.audio import header
 from trainer.data.manifest import Manifest, open_manifests
-from trainer.data.sets import cache_root, data_root
+from trainer.data.places import cache_root, data_root
 from trainer.desk import run_provenance, write_rows
 from trainer.errors import AudioError, BadData, BadRecipe
 from trainer.evaluate import as_json, table_lines
@@ -148,6 +148,7 @@ def _plain_recipe(model: Path) -> dict[str, Any]:
 def _with_sets(train: dict[str, Any], sets: Sequence[str]) -> dict[str, Any]:
     """`eval.decode.beams=5` put into a recipe's mapping; values are YAML."""
     result: dict[str, Any] = json.loads(json.dumps(train))
+    result["data"] = {**result["data"], "cache_gb": 0}  # each recording is heard once
     for text in sets:
         path, eq, value = text.partition("=")
         keys = path.removeprefix("train.").split(".")

@@ -8,7 +8,8 @@ from pathlib import Path
 from trainer.data.audio import read_audio
 from trainer.data.demo import prepare_demo
 from trainer.data.manifest import Manifest
-from trainer.data.sets import data_root, open_data
+from trainer.data.places import data_root
+from trainer.data.sets import open_data
 from trainer.errors import AudioError
 from trainer.recipe.load import load_recipe
 from trainer.task import Bad

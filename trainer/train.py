@@ -13,6 +13,7 @@ from remote.files import read_json
 from remote.rundir import EPOCH_ENV, RunDir
 from trainer.checkpoint import Checkpoint, latest_checkpoint
 from trainer.data.loader import StepLoader
+from trainer.data.places import say_cache
 from trainer.data.sets import DataSets, open_data
 from trainer.desk import Desk, write_quarantine
 from trainer.errors import BadData, BadRecipe
@@ -45,6 +46,7 @@ def train(file: Path, run: RunDir, *, debug: bool = False, stop: Callable[[], bo
     _say_machine(machine)
     data = open_data(recipe)
     _say_data(data, run, machine)
+    say_cache(recipe.data, [data.train, data.dev])
     recipe = recipe.resolved(lambda: data.train.column("text"))
     for line in recipe.exceptions():
         log.warning("exception: %s", line)

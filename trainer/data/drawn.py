@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trainer.data.audio import RATE, AudioCache, fit, padded_samples, samples_of
+from trainer.data.audio import RATE, fit, padded_samples, samples_of
+from trainer.data.pcm import PcmCache
 from trainer.recipe.augment import Augment, SpecAugment
 from trainer.task import Draw, Example
 
@@ -55,7 +56,7 @@ def draw_lengths(
     return Drawn(text, n, padded_samples(n, edge_s), speed, tuple(joined))
 
 
-def read_drawn(audio: AudioCache, example: Example, drawn: Drawn, draw: Draw | None, how: Augment) -> np.ndarray:
+def read_drawn(audio: PcmCache, example: Example, drawn: Drawn, draw: Draw | None, how: Augment) -> np.ndarray:
     """Its sound: float32 (n_samples,). Raises AudioError."""
     wave_T = audio.read(example.audio, example.start_s, example.duration_s)
     if draw is None:

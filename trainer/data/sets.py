@@ -1,14 +1,12 @@
 """The three sets of a training: what is trained on, what chooses, and what is used once."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from remote.rundir import Volume
 from trainer.data.manifest import Manifest, open_manifests, split_off
+from trainer.data.places import cache_root, data_root
 from trainer.errors import BadData
 from trainer.recipe.base import Recipe
 
@@ -22,18 +20,6 @@ class DataSets:
     @property
     def sha256(self) -> dict[str, str]:
         return {"train": self.train.sha256, "dev": self.dev.sha256, "test": self.test.sha256 if self.test else ""}
-
-
-def data_root() -> Path:
-    """Where relative data paths resolve: the volume's data/, or here where there is no volume."""
-    volume = Volume.from_env()
-    return volume.data if volume else Path.cwd()
-
-
-def cache_root() -> Path:
-    volume = Volume.from_env()
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return volume.cache if volume else home / "podctl"
 
 
 def open_data(recipe: Recipe) -> DataSets:

@@ -69,6 +69,7 @@ RESUMABLE_CHANGES = (
     "loop.micro_s",
     "data.workers",
     "data.cache_gb",
+    "data.cache_dir",
     "eval",
     "log",
     "stop",

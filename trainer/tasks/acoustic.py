@@ -13,9 +13,9 @@ import numpy as np
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer, ParakeetEncoderConfig
 
-from trainer.data.audio import AudioCache
 from trainer.data.drawn import Drawn, draw_lengths, draw_spans, read_drawn
 from trainer.data.features import ParakeetMel, mask_spans
+from trainer.data.places import open_cache
 from trainer.errors import AudioError
 from trainer.metrics.transcripts import score_transcripts
 from trainer.recipe.acoustic import AcousticModel, AcousticRecipe, AcousticScratch
@@ -40,7 +40,7 @@ class AcousticTask(ABC, Generic[R]):
     def __init__(self, recipe: R, extractor: Any, tokenizer: Any, config: Any, blank: int) -> None:
         self.recipe = recipe
         self.extractor, self.tokenizer, self.config, self.blank = extractor, tokenizer, config, blank
-        self._audio = AudioCache(recipe.data.cache_gb)
+        self._audio = open_cache(recipe.data)
         self._strangers = Strangers(tokenizer)
 
     @abstractmethod

@@ -28,9 +28,10 @@ from transformers import (
 from transformers.generation.utils import GenerationMixin
 from transformers.modeling_outputs import BaseModelOutput
 
-from trainer.data.audio import RATE, AudioCache, fit, padded_samples, samples_of
+from trainer.data.audio import RATE, fit, padded_samples, samples_of
 from trainer.data.drawn import Spans, augmented, spans
 from trainer.data.features import LogMel, mask_spans, stack_spans
+from trainer.data.places import open_cache
 from trainer.errors import AudioError, BadRecipe
 from trainer.metrics.transcripts import score_transcripts
 from trainer.recipe.eval import Decode
@@ -100,7 +101,7 @@ class WhisperTask:
         self.prompt: list[int] = list(self.tokenizer.prefix_tokens)
         self.end: int = int(self.tokenizer.eos_token_id)
         self.max_tokens = 448 if recipe.model.from_scratch is None else recipe.model.from_scratch.max_tokens
-        self._audio = AudioCache(recipe.data.cache_gb)
+        self._audio = open_cache(recipe.data)
         self._mel = LogMel(self.extractor)
 
     # ---- networks
