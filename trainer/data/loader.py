@@ -46,6 +46,7 @@ class StepLoader:
         self.plan = Plan(manifest.column("duration_s"), recipe.loop)
         self._task, self._manifest, self._recipe = task, manifest, recipe
         self._rank, self._world = rank, world
+        self._max_steps = self.plan.max_steps
         self._by_speaker = _positions_by_speaker(manifest) if recipe.augment.join_p else {}
 
     def steps(self, first: int, end: int) -> Iterator[Step]:
@@ -68,17 +69,18 @@ class StepLoader:
         """The step's epoch, and this rank's micro-batches as (examples, draws), nothing decoded yet."""
         place = self.plan.at(step)
         examples = [self._manifest[int(p)] for p in place.positions]
-        draws: list[Draw | None] = [self.draw(e, place.epoch) for e in examples]
+        done = min(1.0, step / self._max_steps)
+        draws: list[Draw | None] = [self.draw(e, place.epoch, done) for e in examples]
         sizes = [self._task.size(e, d) for e, d in zip(examples, draws, strict=True)]
         micros = cut(sizes, self._recipe.loop.micro_s)[self._rank :: self._world]
         return place.epoch, [([examples[i] for i in m], [draws[i] for i in m]) for m in micros]
 
-    def draw(self, example: Example, epoch: int) -> Draw:
-        """The utterance's chance in this epoch."""
+    def draw(self, example: Example, epoch: int, done: float = 0.0) -> Draw:
+        """The utterance's chance in this epoch, so much of the training done."""
         seed = seed_of(self._recipe.loop.seed, epoch, example.id)
         how = self._recipe.augment
         if not how.join_p:
-            return Draw(seed)
+            return Draw(seed, done=done)
         rng = np.random.default_rng([seed, 2])
         same = self._by_speaker.get(example.speaker)
         partners = []
@@ -87,7 +89,7 @@ class StepLoader:
                 break
             pick = int(rng.choice(same)) if same is not None else int(rng.integers(len(self._manifest)))
             partners.append(self._manifest[pick])
-        return Draw(seed, tuple(partners))
+        return Draw(seed, tuple(partners), done)
 
 
 def evaluation_batches(

@@ -39,11 +39,18 @@ class WhisperModel(Section):
         default="transcribe", description="what the prompt of a multilingual model asks for; translate: into English"
     )
     full_window_share: float = Field(
-        default=0.0,
+        default=0.1,
         ge=0,
         le=1,
         description="share of training utterances padded to the whole window, as the stock pipeline will pad; the "
         "others only to their own length",
+    )
+    full_window_last: float = Field(
+        default=0.1,
+        ge=0,
+        le=1,
+        description="over which last share of the steps that holds; before, none is padded to the window, which costs "
+        "its whole length. 1: from the first step on",
     )
     attention: Literal["eager", "sdpa"] = Field(default="sdpa", description="eager is faster in bf16 on a CPU")
 

@@ -4,7 +4,7 @@ B batch · T samples (16 kHz) · L labels
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -16,7 +16,7 @@ from trainer.data.drawn import Spans
 
 @dataclass(frozen=True)
 class Utterance:
-    """One utterance ready to be padded: wave (T,), token ids, spans that will be masked."""
+    """One utterance ready to be padded: wave (T,), token ids, spans that will be masked, layers that it passes."""
 
     id: str
     wave_T: np.ndarray
@@ -24,6 +24,7 @@ class Utterance:
     tokens: list[int]
     freq_spans: Spans
     time_spans: Spans
+    kept: list[bool] = field(default_factory=list)
 
 
 def stack_waves(items: Sequence[Utterance]) -> Tensor:

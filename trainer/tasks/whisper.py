@@ -81,6 +81,7 @@ class WhisperBatch:
     label_row_K: Tensor  # int64: whose label it is
     freq_spans: Tensor  # (B, n, 2) int64
     time_spans: Tensor
+    kept_BN: Tensor  # bool: LayerDrop, which of all N layers an utterance passes; (B, 0) where it is not used
     mel_BMF: Tensor = field(default_factory=lambda: torch.empty(0))
 
     def to(self, device: torch.device) -> "WhisperBatch":
@@ -103,6 +104,7 @@ class WhisperTask:
         self.max_tokens = 448 if recipe.model.from_scratch is None else recipe.model.from_scratch.max_tokens
         self._audio = open_cache(recipe.data)
         self._mel = LogMel(self.extractor)
+        self._layers, self._layerdrop = (0, 0), (0.0, 0.0)  # of encoder and decoder, known once the model is built
 
     # ---- networks
 
@@ -113,6 +115,8 @@ class WhisperTask:
         else:
             model = _loaded(str(saved), None, torch.float32, self.recipe.model.attention)
         self.max_tokens = int(model.config.max_target_positions)
+        self._layers = (len(model.model.encoder.layers), len(model.model.decoder.layers))
+        self._layerdrop = (float(model.config.encoder_layerdrop), float(model.config.decoder_layerdrop))
         # sinusoids, fixed in the paper; loading from a file would quietly make them trainable (transformers 5.23)
         model.model.encoder.embed_positions.requires_grad_(False)
         if self.recipe.loop.gradient_checkpointing:
@@ -142,7 +146,8 @@ class WhisperTask:
         if draw is None:
             return Shape(n, self._padded(n, self.recipe.eval.decode.window == "full"))
         rng = np.random.default_rng(draw.seed)
-        full = rng.random() < self.recipe.model.full_window_share
+        late = draw.done >= 1.0 - self.recipe.model.full_window_last - 1e-9
+        full = rng.random() < self.recipe.model.full_window_share and late
         speed = float(rng.choice(how.speed)) if how.speed else 1.0
         joined = []
         letters = len(example.text.encode())
@@ -192,7 +197,8 @@ class WhisperTask:
             wave_T = augmented(wave_T, shape.speed, self.recipe.augment, rng)
             frames = shape.n_samples // (SAMPLES_A_POSITION // 2)
             freq, time = spans(self.recipe.augment.spec, int(self.extractor.feature_size), frames, rng)
-        return Utterance(example.id, fit(wave_T, shape.n_samples), shape.padded, tokens, freq, time)
+        kept = self._kept(draw)
+        return Utterance(example.id, fit(wave_T, shape.n_samples), shape.padded, tokens, freq, time, kept)
 
     def collate(self, items: Sequence[Utterance]) -> WhisperBatch:
         length = len(self.prompt) - 1 + max(len(i.tokens) for i in items)
@@ -215,6 +221,7 @@ class WhisperTask:
             label_row_K=torch.tensor(rows),
             freq_spans=stack_spans([i.freq_spans for i in items]),
             time_spans=stack_spans([i.time_spans for i in items]),
+            kept_BN=torch.tensor([i.kept for i in items], dtype=torch.bool).reshape(len(items), -1),
         )
 
     def dummy(self, n: int, seconds: float, tokens: int) -> WhisperBatch:
@@ -235,10 +242,10 @@ class WhisperTask:
 
     def losses(self, module: nn.Module, batch: WhisperBatch) -> dict[str, Tensor]:
         model = plain(module)
-        states_BPD = encode(model.model.encoder, batch.mel_BMF)
-        hidden_BLD = model.model.decoder(
-            input_ids=batch.input_BL, encoder_hidden_states=states_BPD, use_cache=False
-        ).last_hidden_state
+        kept_BN = batch.kept_BN if module.training else None
+        n = self._layers[0]
+        states_BPD = encode(model.model.encoder, batch.mel_BMF, kept_BN)
+        hidden_BLD = read(model.model.decoder, batch.input_BL, states_BPD, None if kept_BN is None else kept_BN[:, n:])
         labelled_KD = hidden_BLD.flatten(0, 1).index_select(0, batch.label_index_K)
         logits_KV = model.proj_out(labelled_KD)
         if logits_KV.dtype != torch.float64:
@@ -276,24 +283,58 @@ class WhisperTask:
 
     # ---- helpers
 
+    def _kept(self, draw: Draw | None) -> list[bool]:
+        """LayerDrop (Fan et al., 2020) of a training draw: which layers are passed, encoder first."""
+        if draw is None or not any(self._layerdrop):
+            return []
+        chance = np.repeat(self._layerdrop, self._layers)
+        return [bool(x) for x in np.random.default_rng([draw.seed, 4]).random(len(chance)) >= chance]
+
     def _padded(self, n_samples: int, full: bool) -> int:
         if full:
             return self.window
         return min(self.window, padded_samples(n_samples, self.recipe.data.edge_s, SAMPLES_A_POSITION))
 
 
-def encode(encoder: Any, mel_BMF: Tensor) -> Tensor:
-    """(B, M, F) → (B, P, D) for any even number of frames; at the window's own length equal to the stock forward."""
+def encode(encoder: Any, mel_BMF: Tensor, kept_BN: Tensor | None = None) -> Tensor:
+    """(B, M, F) → (B, P, D) for any even number of frames; at the window's own length equal to the stock forward.
+
+    LayerDrop is an utterance's: what it does not keep of a layer is computed and not taken, so that no neighbour, no
+    cut and no number of ranks changes what it yields, and every rank has a gradient for every layer.
+    """
     x_BDP = F.gelu(encoder.conv2(F.gelu(encoder.conv1(mel_BMF))))
     x_BPD = x_BDP.permute(0, 2, 1)
     x_BPD = x_BPD + encoder.embed_positions.weight[: x_BPD.shape[1]]
     x_BPD = F.dropout(x_BPD, encoder.dropout, encoder.training)
-    for layer in encoder.layers:
-        if encoder.training and encoder.layerdrop > 0 and float(torch.rand([])) < encoder.layerdrop:
-            continue
-        x_BPD = layer(x_BPD, None)
+    for n, layer in enumerate(encoder.layers):
+        x_BPD = _passed(layer(x_BPD, None), x_BPD, kept_BN, n)
     states_BPD: Tensor = encoder.layer_norm(x_BPD)
     return states_BPD
+
+
+def read(decoder: Any, input_BL: Tensor, states_BPD: Tensor, kept_BN: Tensor | None = None) -> Tensor:
+    """(B, L) tokens, all of whose positions are there → (B, L, D), equal to the stock forward in training.
+
+    Which asks the device at every call whether several texts are packed in a row (transformers 5.23), and waits.
+    """
+    L = input_BL.shape[1]
+    x_BLD = decoder.embed_tokens(input_BL) + decoder.embed_positions.weight[:L]
+    x_BLD = F.dropout(x_BLD, decoder.dropout, decoder.training)
+    mask_LL = None  # sdpa and its kin know by themselves that this is causal
+    if decoder.config._attn_implementation == "eager":
+        mask_LL = torch.full((L, L), torch.finfo(x_BLD.dtype).min, dtype=x_BLD.dtype, device=x_BLD.device).triu(1)
+        mask_LL = mask_LL[None, None]
+    for n, layer in enumerate(decoder.layers):
+        passed_BLD = layer(x_BLD, mask_LL, encoder_hidden_states=states_BPD, use_cache=False)
+        x_BLD = _passed(passed_BLD, x_BLD, kept_BN, n)
+    hidden_BLD: Tensor = decoder.layer_norm(x_BLD)
+    return hidden_BLD
+
+
+def _passed(after: Tensor, before: Tensor, kept_BN: Tensor | None, n: int) -> Tensor:
+    if kept_BN is None or not kept_BN.shape[1]:
+        return after
+    return torch.where(kept_BN[:, n, None, None], after, before)
 
 
 def _processor(recipe: WhisperRecipe) -> Any:
