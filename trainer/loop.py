@@ -77,7 +77,10 @@ class Training:
     def run(self) -> None:
         """Raises StopAsked with everything saved, Diverged after too many non-finite steps."""
         self.max_steps = self.loader.plan.max_steps
-        self.wrapped = self.machine.wrap(LossModule(self.task, self.parts.module))
+        losses = LossModule(self.task, self.parts.module)
+        if self.recipe.loop.compile:
+            losses.compile()
+        self.wrapped = self.machine.wrap(losses)
         self.parts.module.train()
         self._saved_at = time.monotonic()
         self._sums = {k: torch.zeros((), device=self.machine.device) for k in self.task.losses_of}

@@ -49,7 +49,7 @@ class PcmCache:
 
     def read(self, path: str, start_s: float, duration_s: float) -> np.ndarray:
         """Mono float32 (T,) at 16 kHz, exactly `duration_s` of it. Raises AudioError."""
-        key = _key(path, start_s, duration_s) if self._store else b""
+        key = recording_key(path, start_s, duration_s) if self._store else b""
         if self._store and key and (found := self._store.get(key)):
             return Sound(np.frombuffer(found[0], "<i2"), found[1]).wave()
         sound = rounded(self._decode(path, start_s, duration_s))
@@ -58,11 +58,14 @@ class PcmCache:
         return sound.wave()
 
 
-def _key(path: str, start_s: float, duration_s: float) -> bytes:
-    """The recording's identity; nothing where its file can't be asked: the decoder says what is wrong."""
+def recording_key(path: str, start_s: float, duration_s: float, *more: object) -> bytes:
+    """The recording's identity; nothing where its file can't be asked: the decoder says what is wrong.
+
+    `more` is what else the kept thing depends on.
+    """
     try:
         stat = os.stat(file_of(path))  # noqa: PTH116  # a Path costs more than the call
     except OSError:
         return b""
-    what = f"{VERSION}/{RATE}/{stat.st_size}/{stat.st_mtime_ns}/{start_s!r}/{duration_s!r}/{path}"
+    what = f"{VERSION}/{RATE}/{stat.st_size}/{stat.st_mtime_ns}/{start_s!r}/{duration_s!r}/{more!r}/{path}"
     return hashlib.blake2b(what.encode(errors="surrogateescape"), digest_size=16).digest()

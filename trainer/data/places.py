@@ -53,6 +53,12 @@ def open_cache(data: Data) -> PcmCache:
     return PcmCache(Store(audio_folder(data), data.cache_gb, "decoded audio") if data.cache_gb > 0 else None)
 
 
+def open_frozen(data: Data) -> Store | None:
+    """What frozen networks said before, on this machine; None where nothing is to be kept."""
+    folder = audio_folder(data).with_name("frozen")
+    return Store(folder, data.frozen_gb, "frozen outputs") if data.frozen_gb > 0 else None
+
+
 def say_cache(data: Data, sets: "list[Manifest]") -> None:
     """Whether the decoded audio of these sets fits, in a line of the log."""
     need_gb = sum(m.hours for m in sets) * 3600 * BYTES_A_SECOND / 1e9

@@ -48,6 +48,12 @@ class Data(Section):
         default=None,
         description="the folder they are kept in; by default the local disk's, `$PODCTL_DISK/cache/audio`",
     )
+    frozen_gb: float = Field(
+        default=0.0,
+        ge=0,
+        description="GB of a frozen encoder's outputs kept on disk too, at most: it runs once an utterance then, not once "
+        "an epoch. No augmentation then, and adapters on the decoder alone, or group_lr {encoder: 0}",
+    )
     shuffle_audio: bool = Field(
         default=False,
         description="control: gives every utterance another's audio; a model that learns is fooling you",

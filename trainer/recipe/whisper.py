@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from trainer.recipe.base import Recipe
+from trainer.recipe.frozen import why_not_cached
 from trainer.recipe.section import Section
 
 
@@ -78,4 +79,11 @@ class WhisperRecipe(Recipe):
             )
         if self.adapters and self.model.from_scratch:
             raise ValueError("adapters need a trained base: give model.name, not model.from_scratch")
+        return self
+
+    @model_validator(mode="after")
+    def _frozen_outputs_stay(self) -> "WhisperRecipe":
+        why_not = why_not_cached(self) if self.data.frozen_gb else ""
+        if why_not:
+            raise ValueError(f"data.frozen_gb must be 0: {why_not}")
         return self

@@ -33,6 +33,8 @@ from trainer.data.drawn import Spans, augmented, spans
 from trainer.data.features import LogMel, mask_spans, stack_spans
 from trainer.data.places import open_cache
 from trainer.errors import AudioError, BadRecipe
+from trainer.frozen import FrozenStates
+from trainer.machine import autocast, resolved_precision
 from trainer.metrics.transcripts import score_transcripts
 from trainer.recipe.eval import Decode
 from trainer.recipe.whisper import WhisperRecipe, WhisperScratch
@@ -83,6 +85,8 @@ class WhisperBatch:
     time_spans: Tensor
     kept_BN: Tensor  # bool: LayerDrop, which of all N layers an utterance passes; (B, 0) where it is not used
     mel_BMF: Tensor = field(default_factory=lambda: torch.empty(0))
+    states_BPD: Tensor = field(default_factory=lambda: torch.empty(0))  # where a frozen encoder has spoken already
+    sources: Sequence[Example] = ()  # where it is to be kept what the encoder will say
 
     def to(self, device: torch.device) -> "WhisperBatch":
         return moved(self, device)
@@ -104,6 +108,8 @@ class WhisperTask:
         self.max_tokens = 448 if recipe.model.from_scratch is None else recipe.model.from_scratch.max_tokens
         self._audio = open_cache(recipe.data)
         self._mel = LogMel(self.extractor)
+        self._frozen = FrozenStates(recipe)
+        self._width = 0  # of the encoder
         self._layers, self._layerdrop = (0, 0), (0.0, 0.0)  # of encoder and decoder, known once the model is built
 
     # ---- networks
@@ -115,12 +121,14 @@ class WhisperTask:
         else:
             model = _loaded(str(saved), None, torch.float32, self.recipe.model.attention)
         self.max_tokens = int(model.config.max_target_positions)
+        self._width = int(model.config.d_model)
         self._layers = (len(model.model.encoder.layers), len(model.model.decoder.layers))
         self._layerdrop = (float(model.config.encoder_layerdrop), float(model.config.decoder_layerdrop))
         # sinusoids, fixed in the paper; loading from a file would quietly make them trainable (transformers 5.23)
         model.model.encoder.embed_positions.requires_grad_(False)
         if self.recipe.loop.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
+        self._frozen.watch(model.model.encoder, model.config)
         targets = LORA_TARGETS.get(lora.targets, lora.targets) if lora else ""
         return Parts(hub.adapted(model, lora, saved, targets))
 
@@ -170,9 +178,13 @@ class WhisperTask:
         return Size(shape.padded / RATE, shape.n_samples / RATE, letters)
 
     def load(self, examples: Sequence[Example], draws: Sequence[Draw | None]) -> Sequence[Utterance | Bad]:
-        return [self._load(e, d) for e, d in zip(examples, draws, strict=True)]
+        states: Sequence[Tensor | None] | None = None
+        if self._frozen.is_on and all(draws):
+            states = self._frozen.find(examples, self.shape(examples[0], draws[0]).padded, self._width)
+        states = states or [None] * len(examples)
+        return [self._load(e, d, s) for e, d, s in zip(examples, draws, states, strict=True)]
 
-    def _load(self, example: Example, draw: Draw | None) -> Utterance | Bad:
+    def _load(self, example: Example, draw: Draw | None, states_PD: Tensor | None) -> Utterance | Bad:
         shape = self.shape(example, draw)
         if shape.n_samples > self.window:
             return Bad(
@@ -181,16 +193,16 @@ class WhisperTask:
         parts = [example, *(p for _, p in shape.joined)]
         text = " ".join(" ".join(e.text.split()) for e in parts)
         try:
-            waves = [self._audio.read(e.audio, e.start_s, e.duration_s) for e in parts]
+            waves = [] if states_PD is not None else [self._audio.read(e.audio, e.start_s, e.duration_s) for e in parts]
         except AudioError as e:
             return Bad(example.id, e.message)
-        wave_T = waves[0]
+        wave_T = waves[0] if waves else np.zeros(0, dtype=np.float32)
         tokens = [*self.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids, self.end]
         if len(self.prompt) + len(tokens) - 1 > self.max_tokens and draw is not None:
             return Bad(example.id, f"a transcript of {len(tokens)} tokens does not fit the decoder's {self.max_tokens}")
         freq: Spans = []
         time: Spans = []
-        if draw is not None:
+        if draw is not None and waves:
             rng = np.random.default_rng([draw.seed, 1])
             for (gap, _), wave in zip(shape.joined, waves[1:], strict=True):
                 wave_T = np.concatenate([wave_T, np.zeros(gap, dtype=np.float32), wave])
@@ -198,7 +210,9 @@ class WhisperTask:
             frames = shape.n_samples // (SAMPLES_A_POSITION // 2)
             freq, time = spans(self.recipe.augment.spec, int(self.extractor.feature_size), frames, rng)
         kept = self._kept(draw)
-        return Utterance(example.id, fit(wave_T, shape.n_samples), shape.padded, tokens, freq, time, kept)
+        wave_T = fit(wave_T, shape.n_samples) if waves else wave_T
+        source = example if draw is not None and self._frozen.is_on else None
+        return Utterance(example.id, wave_T, shape.padded, tokens, freq, time, kept, source, states_PD)
 
     def collate(self, items: Sequence[Utterance]) -> WhisperBatch:
         length = len(self.prompt) - 1 + max(len(i.tokens) for i in items)
@@ -211,6 +225,7 @@ class WhisperTask:
             index += range(first, first + len(item.tokens))
             labels += item.tokens
             rows += [b] * len(item.tokens)
+        known = [i.states_PD for i in items if i.states_PD is not None]
         return WhisperBatch(
             ids=[i.id for i in items],
             counts={"ce": len(labels)},
@@ -222,6 +237,8 @@ class WhisperTask:
             freq_spans=stack_spans([i.freq_spans for i in items]),
             time_spans=stack_spans([i.time_spans for i in items]),
             kept_BN=torch.tensor([i.kept for i in items], dtype=torch.bool).reshape(len(items), -1),
+            states_BPD=torch.stack(known) if len(known) == len(items) else torch.empty(0),
+            sources=tuple(i.source for i in items if i.source is not None),
         )
 
     def dummy(self, n: int, seconds: float, tokens: int) -> WhisperBatch:
@@ -232,19 +249,29 @@ class WhisperTask:
     # ---- a batch, on the device
 
     def prepare(self, batch: WhisperBatch, parts: Parts, train: bool) -> WhisperBatch:
+        if batch.states_BPD.numel():
+            return batch
         parameter = next(parts.module.parameters())
         mel_BMF = self._mel.to(batch.wave_BT.device)(batch.wave_BT)
         if train and batch.freq_spans.shape[1] + batch.time_spans.shape[1]:
             mel_BMF = mask_spans(mel_BMF, batch.freq_spans, batch.time_spans)
         if parameter.dtype == torch.float64:
             mel_BMF = mel_BMF.double()
+        if train and batch.sources:
+            encoder, padded = plain(parts.module).model.encoder, batch.wave_BT.shape[1]
+            with autocast(resolved_precision(self.recipe.loop), mel_BMF.device):
+                states = self._frozen.encode(batch.sources, padded, lambda b: encode(encoder, mel_BMF[b : b + 1]))
+            return replace(batch, states_BPD=states)
         return replace(batch, mel_BMF=mel_BMF)
 
     def losses(self, module: nn.Module, batch: WhisperBatch) -> dict[str, Tensor]:
         model = plain(module)
         kept_BN = batch.kept_BN if module.training else None
         n = self._layers[0]
-        states_BPD = encode(model.model.encoder, batch.mel_BMF, kept_BN)
+        if batch.states_BPD.numel():
+            states_BPD = batch.states_BPD
+        else:
+            states_BPD = encode(model.model.encoder, batch.mel_BMF, kept_BN)
         hidden_BLD = read(model.model.decoder, batch.input_BL, states_BPD, None if kept_BN is None else kept_BN[:, n:])
         labelled_KD = hidden_BLD.flatten(0, 1).index_select(0, batch.label_index_K)
         logits_KV = model.proj_out(labelled_KD)

@@ -1,0 +1,31 @@
+"""Whether what a frozen network says of a recording may be kept: only where it says the same in every epoch."""
+
+from trainer.recipe.base import Recipe
+
+
+def why_not_cached(recipe: Recipe) -> str:
+    """A sentence why this training's frozen outputs may not be kept; empty where they may.
+
+    The one place that decides it: whatever makes a frozen network's output change over a training is added here.
+    """
+    if recipe.task != "whisper":
+        return f"task {recipe.task} has no frozen network whose output could be kept"
+    if getattr(recipe, "phases", None):
+        return "phases open and close what is trained, and an encoder that has moved says something else"
+    how = recipe.augment
+    changing = {
+        "speed": how.speed and set(how.speed) != {1.0},
+        "gain_db": how.gain_db,
+        "noise_snr_db": how.noise_snr_db is not None,
+        "join_p": how.join_p,
+        "spec": how.spec is not None and how.spec.p > 0,
+    }
+    found = [f"augment.{name}" for name, on in changing.items() if on]
+    if found:
+        return f"{', '.join(found)} changes in every epoch what the encoder hears"
+    if recipe.adapters is not None:
+        if recipe.adapters.targets != "decoder":
+            return f"adapters.targets is {recipe.adapters.targets}: the encoder learns, unless it is decoder"
+    elif recipe.optim.group_lr.get("encoder", 1.0) != 0:
+        return "the encoder is trained, unless optim.group_lr says encoder: 0, or adapters.targets is decoder"
+    return ""
