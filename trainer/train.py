@@ -121,7 +121,7 @@ def _newest(run: RunDir, recipe: Recipe, data: DataSets) -> Checkpoint | None:
     if differs:
         raise BadRecipe.one("train", "differs from what this run was trained with: " + "; ".join(differs))
     if saved["data_sha256"] != data.sha256:
-        names = [k for k, v in data.sha256.items() if saved["data_sha256"][k] != v]
+        names = [k for k, v in data.sha256.items() if saved["data_sha256"].get(k) != v]
         raise BadData(
             f"the manifests of {', '.join(names)} changed since this run began: going on would be another training",
             "start a new run with --force-restart, or put the old manifests back",
@@ -146,6 +146,10 @@ def _say_data(data: DataSets, run: RunDir, machine: Machine) -> None:
             log.info("%s: %d utterances, %.2f h, %d unusable", name, len(m), m.hours, len(m.bad))
             if machine.is_first:
                 write_quarantine(run, m.bad)
+    for name, noise in data.noises.items():
+        log.info("noise %s: %d recordings, %d unusable", name, len(noise.files), len(noise.bad))
+        if machine.is_first:
+            write_quarantine(run, noise.bad)
 
 
 def _say_size(parts: Parts) -> None:

@@ -34,6 +34,50 @@ def test_a_step_is_a_function_of_its_number_alone() -> None:
         assert forwards == backwards[::-1]
 
 
+WEIGHTS = [(np.arange(0, 40), 0.3), (np.arange(40, 90), 1.0), (np.arange(90, 101), 2.5)]
+
+
+def heard(plan: Plan, epochs: int) -> list[dict[int, int]]:
+    """How often each utterance comes in each epoch."""
+    counts: list[dict[int, int]] = [{} for _ in range(epochs)]
+    for step in range(plan.max_steps):
+        place = plan.at(step)
+        for p in place.positions.tolist():
+            counts[place.epoch][p] = counts[place.epoch].get(p, 0) + 1
+    return counts
+
+
+def test_a_weighted_source_comes_as_often_as_its_weight_and_every_utterance_of_it_equally_often() -> None:
+    for loop in (Loop(epochs=10, step_utts=7), Loop(epochs=10, step_s=60)):
+        counts = heard(Plan(DURATIONS, loop, WEIGHTS), 10)
+        for epoch in counts:
+            assert [sum(epoch.get(p, 0) for p in part) for part, _ in WEIGHTS] == [12, 50, 28]  # 27.5 rounds to even
+        for part, weight in WEIGHTS:
+            total = [sum(epoch.get(int(p), 0) for epoch in counts) for p in part]
+            assert max(total) - min(total) <= 1
+            assert abs(float(np.mean(total)) - 10 * weight) < 0.5
+
+
+def test_a_weighted_step_is_a_function_of_its_number_alone_and_knows_each_utterance_s_pass() -> None:
+    loop = Loop(epochs=4, step_utts=7)
+    plan = Plan(DURATIONS, loop, WEIGHTS)
+    steps = [plan.at(s) for s in range(plan.max_steps)]
+    for s in reversed(range(plan.max_steps)):
+        again = Plan(DURATIONS, loop, WEIGHTS).at(s)
+        assert np.array_equal(again.positions, steps[s].positions)
+        assert np.array_equal(again.passes, steps[s].passes)
+    both = [(p, n) for place in steps for p, n in zip(place.positions.tolist(), place.passes.tolist(), strict=True)]
+    assert len(set(both)) == len(both), "an utterance that comes twice is drawn anew each time"
+    for position in range(101):
+        assert sorted(n for p, n in both if p == position) == list(range(sum(p == position for p, _ in both)))
+
+
+def test_weights_of_one_are_the_plan_without_weights() -> None:
+    plain, ones = Plan(DURATIONS, loops()[0]), Plan(DURATIONS, loops()[0], [(np.arange(101), 1.0)])
+    assert all(np.array_equal(plain.at(s).positions, ones.at(s).positions) for s in range(40))
+    assert plain.at(20).passes.tolist() == [plain.at(20).epoch] * 7
+
+
 def test_steps_of_seconds_hold_about_so_many_seconds() -> None:
     plan = Plan(DURATIONS, Loop(epochs=1, step_s=60))
     sums = [DURATIONS[plan.at(s).positions].sum() for s in range(plan.max_steps - 1)]

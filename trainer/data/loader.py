@@ -13,6 +13,7 @@ import numpy as np
 
 from trainer.data.manifest import Manifest
 from trainer.data.plan import Plan, cut, seed_of
+from trainer.recipe.augment import Augment
 from trainer.recipe.base import Recipe
 from trainer.task import Bad, Batch, Draw, Example, Task
 
@@ -43,11 +44,12 @@ class StepLoader:
     """All steps of a training, from one on, for one rank of several."""
 
     def __init__(self, task: Task[Any, Any], manifest: Manifest, recipe: Recipe, rank: int = 0, world: int = 1) -> None:
-        self.plan = Plan(manifest.column("duration_s"), recipe.loop)
+        self._sources = recipe.data.sources
+        self.plan = Plan(manifest.column("duration_s"), recipe.loop, manifest.parts(self._sources))
         self._task, self._manifest, self._recipe = task, manifest, recipe
         self._rank, self._world = rank, world
         self._max_steps = self.plan.max_steps
-        self._by_speaker = _positions_by_speaker(manifest) if recipe.augment.join_p else {}
+        self._by_speaker = _positions_by_speaker(manifest) if any(a.join_p for a in recipe.augments) else {}
 
     def steps(self, first: int, end: int) -> Iterator[Step]:
         """Steps `first` … `end` - 1, decoded ahead by `data.workers` threads."""
@@ -70,17 +72,22 @@ class StepLoader:
         place = self.plan.at(step)
         examples = [self._manifest[int(p)] for p in place.positions]
         done = min(1.0, step / self._max_steps)
-        draws: list[Draw | None] = [self.draw(e, place.epoch, done) for e in examples]
+        own = [self._sources[i].augment for i in self._manifest.sources_at(place.positions)]
+        triples = zip(examples, place.passes, own, strict=True)
+        draws: list[Draw | None] = [self.draw(e, int(n), done, augment) for e, n, augment in triples]
         sizes = [self._task.size(e, d) for e, d in zip(examples, draws, strict=True)]
         micros = cut(sizes, self._recipe.loop.micro_s)[self._rank :: self._world]
         return place.epoch, [([examples[i] for i in m], [draws[i] for i in m]) for m in micros]
 
-    def draw(self, example: Example, epoch: int, done: float = 0.0) -> Draw:
-        """The utterance's chance in this epoch, so much of the training done."""
-        seed = seed_of(self._recipe.loop.seed, epoch, example.id)
-        how = self._recipe.augment
+    def draw(self, example: Example, heard: int, done: float = 0.0, augment: Augment | None = None) -> Draw:
+        """The utterance's chance when it was heard so often before (its epoch, where sources are not weighted).
+
+        `done` is the share of the training that lies behind, `augment` its source's own.
+        """
+        seed = seed_of(self._recipe.loop.seed, heard, example.id)
+        how = augment or self._recipe.augment
         if not how.join_p:
-            return Draw(seed, done=done)
+            return Draw(seed, (), done, augment)
         rng = np.random.default_rng([seed, 2])
         same = self._by_speaker.get(example.speaker)
         partners = []
@@ -89,7 +96,7 @@ class StepLoader:
                 break
             pick = int(rng.choice(same)) if same is not None else int(rng.integers(len(self._manifest)))
             partners.append(self._manifest[pick])
-        return Draw(seed, tuple(partners), done)
+        return Draw(seed, tuple(partners), done, augment)
 
 
 def evaluation_batches(

@@ -16,9 +16,10 @@ import numpy as np
 import pyarrow as pa
 
 from remote.files import read_json, write_json
-from trainer.data.audio import header
+from trainer.data.audio import file_of, header
 from trainer.errors import AudioError, BadData
 from trainer.recipe.data import Data
+from trainer.recipe.source import Source
 from trainer.task import Bad, Example
 
 VERSION = 1  # of the index: another one is built anew
@@ -40,6 +41,7 @@ class Manifest:
     audio_rows: np.ndarray  # the same, or shuffled: whose audio a position has
     sha256: str
     bad: Sequence[Bad]
+    source_of: np.ndarray | None = None  # int16, position → which source of several it is of
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -74,14 +76,25 @@ class Manifest:
         """These positions, in this order, as a manifest of their own."""
         same = self.rows is self.audio_rows
         rows = self.rows[positions]
-        return Manifest(self.tables, rows, rows if same else self.audio_rows[positions], self.sha256, self.bad)
+        of = None if self.source_of is None else self.source_of[positions]
+        return Manifest(self.tables, rows, rows if same else self.audio_rows[positions], self.sha256, self.bad, of)
+
+    def parts(self, sources: Sequence[Source]) -> list[tuple[np.ndarray, float]]:
+        """The positions of each source, and its weight; nothing where all weights are 1."""
+        if self.source_of is None or all(s.weight == 1 for s in sources):
+            return []
+        return [(np.flatnonzero(self.source_of == i), s.weight) for i, s in enumerate(sources)]
+
+    def sources_at(self, positions: np.ndarray) -> list[int]:
+        """Which source each of these positions is of."""
+        return [0] * len(positions) if self.source_of is None else self.source_of[positions].tolist()
 
     def shuffled_audio(self, seed: int) -> "Manifest":
         """A control: every utterance gets another's audio, none its own."""
         order = np.random.default_rng(seed).permutation(len(self))
         audio = np.empty_like(self.rows)
         audio[order] = self.rows[np.roll(order, 1)]  # one cycle, so nobody meets himself
-        return Manifest(self.tables, self.rows, audio, self.sha256, self.bad)
+        return Manifest(self.tables, self.rows, audio, self.sha256, self.bad, self.source_of)
 
     def _row(self, row: int) -> dict[str, Any]:
         for table in self.tables:
@@ -144,7 +157,13 @@ class AudioFinder:
         self._names: dict[str, frozenset[str]] = {}
 
     def find(self, path: str) -> str:
-        """The one file. Raises AudioError where there is none, BadData naming both where there are two."""
+        """The one file. Raises AudioError where there is none, BadData naming both where there are two.
+
+        `FILE.parquet#COLUMN/ROW` is a recording inside a file, which is looked for in the same way.
+        """
+        inside = file_of(path)
+        if inside != path:
+            return self.find(inside) + path[len(inside) :]
         if os.path.isabs(path):
             if not self._is_there(path):
                 raise AudioError(f"{path} does not exist")
@@ -168,6 +187,23 @@ class AudioFinder:
             except OSError:
                 self._names[folder] = frozenset()
         return name in self._names[folder]
+
+
+def joined(manifests: Sequence[Manifest]) -> Manifest:
+    """Several manifests as one that knows which source each utterance is of; the first of equal ids stays."""
+    tables = [t for m in manifests for t in m.tables]
+    offsets = np.cumsum([0, *(sum(t.num_rows for t in m.tables) for m in manifests)])[:-1]
+    rows = np.concatenate([m.rows + offset for m, offset in zip(manifests, offsets, strict=True)])
+    source_of = np.repeat(np.arange(len(manifests), dtype=np.int16), [len(m) for m in manifests])
+    digest = hashlib.sha256("".join(m.sha256 for m in manifests).encode()).hexdigest()
+    bad = [b for m in manifests for b in m.bad]
+    whole = Manifest(tables, rows, rows, digest, bad, source_of)
+    first = np.unique(whole.column("key"), return_index=True)[1]
+    if len(first) < len(rows):
+        again = np.setdiff1d(np.arange(len(rows)), first)
+        bad += [Bad(whole[int(i)].id, "this id stands in two sources; the first one is used") for i in again]
+        whole = whole.subset(np.sort(first))
+    return whole
 
 
 @dataclass(frozen=True)

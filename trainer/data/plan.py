@@ -23,16 +23,28 @@ class Place:
     step: int
     epoch: int
     positions: np.ndarray  # int64
+    passes: np.ndarray  # int64: how often each utterance was heard before
 
 
 class Plan:
-    """All steps of a training over utterances of these lengths (seconds, shape (N,))."""
+    """All steps of a training over utterances of these lengths (seconds, shape (N,)).
 
-    def __init__(self, durations_s: np.ndarray, loop: Loop) -> None:
+    An epoch holds each source as often as its weight says. `parts` gives the positions of each source and its weight;
+    without it there is one, heard once. A source of N utterances and weight w gives each epoch the next round(w · N) of
+    an endless row of permutations of itself, so every utterance of it is heard equally often, whatever the weight.
+    """
+
+    def __init__(
+        self, durations_s: np.ndarray, loop: Loop, parts: Sequence[tuple[np.ndarray, float]] | None = None
+    ) -> None:
         self._durations_s = durations_s
+        self._parts = [p for p in parts or () if len(p[0])]
+        self._is_plain = all(weight == 1 for _, weight in self._parts)
+        self._sizes = [max(1, round(weight * len(positions))) for positions, weight in self._parts]
+        self._n = len(durations_s) if self._is_plain else sum(self._sizes)
         self._loop = loop
         self._starts = [0]  # the first step of each epoch seen so far
-        self._last: tuple[int, np.ndarray, np.ndarray] | None = None
+        self._last: tuple[int, np.ndarray, np.ndarray, np.ndarray] | None = None
 
     @property
     def max_steps(self) -> int:
@@ -49,9 +61,9 @@ class Plan:
         while self._starts[-1] <= step:
             self._first_step(len(self._starts))
         epoch = bisect.bisect_right(self._starts, step) - 1
-        order, cuts = self._epoch(epoch)
+        order, cuts, passes = self._epoch(epoch)
         k = step - self._starts[epoch]
-        return Place(step, epoch, order[cuts[k] : cuts[k + 1]])
+        return Place(step, epoch, order[cuts[k] : cuts[k + 1]], passes[cuts[k] : cuts[k + 1]])
 
     def epoch_at(self, step: int) -> float:
         """How many epochs are done after so many steps."""
@@ -67,22 +79,40 @@ class Plan:
 
     def _steps_in(self, epoch: int) -> int:
         if self._loop.step_utts is not None:
-            return math.ceil(len(self._durations_s) / self._loop.step_utts)
+            return math.ceil(self._n / self._loop.step_utts)
         return len(self._epoch(epoch)[1]) - 1
 
-    def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """The epoch's order, and where its steps begin and end in it."""
+    def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The epoch's order, where its steps begin and end in it, and the pass that each utterance is in."""
         if self._last is None or self._last[0] != epoch:
-            n = len(self._durations_s)
+            n = self._n
             order = np.random.Generator(np.random.Philox(key=[self._loop.seed, epoch])).permutation(n)
+            passes = np.broadcast_to(np.int64(epoch), (n,))
+            if not self._is_plain:
+                drawn = [self._drawn(i, epoch) for i in range(len(self._parts))]
+                chosen, counted = (np.concatenate(a) for a in zip(*drawn, strict=True))
+                order, passes = chosen[order], counted[order]
             if self._loop.step_utts is not None:
                 cuts = np.append(np.arange(0, n, self._loop.step_utts), n)
             else:
                 before = np.concatenate([[0.0], np.cumsum(self._durations_s[order])[:-1]])
                 step_of = (before / self._loop.step_s).astype(np.int64)
                 cuts = np.append(np.flatnonzero(np.diff(step_of, prepend=-1)), n)
-            self._last = (epoch, order, cuts)
-        return self._last[1], self._last[2]
+            self._last = (epoch, order, cuts, passes)
+        return self._last[1:]
+
+    def _drawn(self, part: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """What an epoch takes of a source, and the pass over the source that each is in."""
+        positions, _ = self._parts[part]
+        first, end = epoch * self._sizes[part], (epoch + 1) * self._sizes[part]
+        chosen, passes = [], []
+        for n in range(first // len(positions), -(-end // len(positions))):
+            order = np.random.Generator(np.random.Philox(key=[self._loop.seed, (part + 1) << 32 | n]))
+            at = n * len(positions)
+            taken = positions[order.permutation(len(positions))[max(0, first - at) : end - at]]
+            chosen.append(taken)
+            passes.append(np.full(len(taken), n, np.int64))
+        return np.concatenate(chosen), np.concatenate(passes)
 
 
 def cut(sizes: Sequence[Size], micro_s: float) -> list[list[int]]:

@@ -30,6 +30,11 @@ class Recipe(Section):
     log: Log = Log()
     stop: Stop = Stop()
 
+    @property
+    def augments(self) -> list[Augment]:
+        """Every augmentation that some utterance may meet."""
+        return [self.augment, *(s.augment for s in self.data.sources if s.augment is not None)]
+
     def resolved(self, texts: Callable[[], Iterable[str]]) -> "Recipe":
         """With all that only the training set's transcripts can say (a vocabulary): what is kept with the run."""
         return self

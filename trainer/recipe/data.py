@@ -3,12 +3,15 @@
 from pydantic import Field, model_validator
 
 from trainer.recipe.section import Section
+from trainer.recipe.source import Named, Source, as_source
 
 
 class Data(Section):
     """Manifests (JSON Lines, a row an utterance) and folders; relative paths lie under the volume's `data/`."""
 
-    train: list[str] = Field(min_length=1, description="manifests that are trained on")
+    train: list[Named] = Field(
+        min_length=1, description="manifests that are trained on, or mappings of manifest, weight, limit, filters"
+    )
     dev: list[str] = Field(default=[], description="manifests that choose the best model and every setting")
     dev_from_train: int = Field(
         default=0,
@@ -51,13 +54,23 @@ class Data(Section):
     frozen_gb: float = Field(
         default=0.0,
         ge=0,
-        description="GB of a frozen encoder's outputs kept on disk too, at most: it runs once an utterance then, not once "
-        "an epoch. No augmentation then, and adapters on the decoder alone, or group_lr {encoder: 0}",
+        description="GB of a frozen encoder's outputs kept on disk too, at most: it runs once an utterance then, not "
+        "once an epoch. No augmentation then, and adapters on the decoder alone, or group_lr {encoder: 0}",
     )
     shuffle_audio: bool = Field(
         default=False,
         description="control: gives every utterance another's audio; a model that learns is fooling you",
     )
+
+    @property
+    def sources(self) -> list[Source]:
+        """What is trained on, each with its share."""
+        return [as_source(t) for t in self.train]
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether some source has more to say than its manifest."""
+        return any(isinstance(t, Source) for t in self.train)
 
     @model_validator(mode="after")
     def _one_dev(self) -> "Data":

@@ -1,5 +1,8 @@
 """Whether what a frozen network says of a recording may be kept: only where it says the same in every epoch."""
 
+from collections.abc import Callable
+
+from trainer.recipe.augment import Augment
 from trainer.recipe.base import Recipe
 
 
@@ -12,15 +15,14 @@ def why_not_cached(recipe: Recipe) -> str:
         return f"task {recipe.task} has no frozen network whose output could be kept"
     if getattr(recipe, "phases", None):
         return "phases open and close what is trained, and an encoder that has moved says something else"
-    how = recipe.augment
-    changing = {
-        "speed": how.speed and set(how.speed) != {1.0},
-        "gain_db": how.gain_db,
-        "noise_snr_db": how.noise_snr_db is not None,
-        "join_p": how.join_p,
-        "spec": how.spec is not None and how.spec.p > 0,
+    changing: dict[str, Callable[[Augment], object]] = {
+        "speed": lambda how: how.speed and set(how.speed) != {1.0},
+        "gain_db": lambda how: how.gain_db,
+        "noise_snr_db": lambda how: how.noise_snr_db is not None and how.noise_p > 0,
+        "join_p": lambda how: how.join_p,
+        "spec": lambda how: how.spec is not None and how.spec.p > 0,
     }
-    found = [f"augment.{name}" for name, on in changing.items() if on]
+    found = [f"augment.{name}" for name, is_on in changing.items() if any(map(is_on, recipe.augments))]
     if found:
         return f"{', '.join(found)} changes in every epoch what the encoder hears"
     if recipe.adapters is not None:

@@ -29,8 +29,9 @@ from transformers.generation.utils import GenerationMixin
 from transformers.modeling_outputs import BaseModelOutput
 
 from trainer.data.audio import RATE, fit, padded_samples, samples_of
-from trainer.data.drawn import Spans, augmented, spans
+from trainer.data.drawn import Spans, augmented, own, spans
 from trainer.data.features import LogMel, mask_spans, stack_spans
+from trainer.data.noise import noise_of, open_noises
 from trainer.data.places import open_cache
 from trainer.errors import AudioError, BadRecipe
 from trainer.frozen import FrozenStates
@@ -108,6 +109,7 @@ class WhisperTask:
         self.max_tokens = 448 if recipe.model.from_scratch is None else recipe.model.from_scratch.max_tokens
         self._audio = open_cache(recipe.data)
         self._mel = LogMel(self.extractor)
+        self._noises = open_noises(recipe)
         self._frozen = FrozenStates(recipe)
         self._width = 0  # of the encoder
         self._layers, self._layerdrop = (0, 0), (0.0, 0.0)  # of encoder and decoder, known once the model is built
@@ -149,7 +151,7 @@ class WhisperTask:
 
     def shape(self, example: Example, draw: Draw | None) -> Shape:
         """Lengths and draws of an utterance: augmentation that would not fit into the window is left out."""
-        how = self.recipe.augment
+        how = own(draw, self.recipe)
         n = samples_of(example.duration_s)
         if draw is None:
             return Shape(n, self._padded(n, self.recipe.eval.decode.window == "full"))
@@ -206,9 +208,10 @@ class WhisperTask:
             rng = np.random.default_rng([draw.seed, 1])
             for (gap, _), wave in zip(shape.joined, waves[1:], strict=True):
                 wave_T = np.concatenate([wave_T, np.zeros(gap, dtype=np.float32), wave])
-            wave_T = augmented(wave_T, shape.speed, self.recipe.augment, rng)
+            how = own(draw, self.recipe)
+            wave_T = augmented(wave_T, shape.speed, how, rng, noise_of(how, self._noises))
             frames = shape.n_samples // (SAMPLES_A_POSITION // 2)
-            freq, time = spans(self.recipe.augment.spec, int(self.extractor.feature_size), frames, rng)
+            freq, time = spans(how.spec, int(self.extractor.feature_size), frames, rng)
         kept = self._kept(draw)
         wave_T = fit(wave_T, shape.n_samples) if waves else wave_T
         source = example if draw is not None and self._frozen.is_on else None
