@@ -149,7 +149,7 @@ def _with_sets(train: dict[str, Any], sets: Sequence[str]) -> dict[str, Any]:
     """`eval.decode.beams=5` put into a recipe's mapping; values are YAML."""
     result: dict[str, Any] = json.loads(json.dumps(train))
     # each recording is heard once, and nothing is done to it: noise may lie on another machine
-    names = [t if isinstance(t, str) else t["manifest"] for t in result["data"]["train"]]
+    names = [t if isinstance(t, str) else t.get("manifest") or t["hub"] for t in result["data"]["train"]]
     result["data"] = {**result["data"], "train": names, "cache_gb": 0, "frozen_gb": 0}
     result["augment"] = {}
     for text in sets:

@@ -204,7 +204,7 @@ def test_columns_of_other_names_are_named_and_their_absence_is_one_sentence(tmp_
     pq.write_table(table, tmp_path / "train.parquet")
     argv = ["prepare", "from", "hf", str(tmp_path / "train.parquet"), "--out", str(tmp_path / "out")]
     assert main(argv) == 2
-    assert "--set text=COLUMN: sound, said, who, secs" in capsys.readouterr().err
+    assert "say text=COLUMN (--set, or columns), one of sound, said, who, secs" in capsys.readouterr().err
     assert main([*argv, "--set", "text=said", "--set", "speaker=who", "--set", "duration_s=secs"]) == 0
     (row,) = rows(tmp_path / "out" / "train.jsonl").values()
     assert (row["text"], row["speaker"], row["duration_s"]) == ("low", "anna", 0.2)

@@ -99,7 +99,7 @@ def test_dev_is_taken_from_the_first_source(corpora: Path) -> None:
     data = open_data(recipe_of(corpora, train, dev=[], dev_from_train=4))
     assert len(data.dev) == 4
     assert all(i.startswith("b-") for i in data.dev.column("id"))
-    assert [len(p) for p, _ in data.train.parts(recipe_of(corpora, train).data.sources)] == [6, 20]
+    assert [len(p.positions) for p in data.train.parts(recipe_of(corpora, train).data.sources)] == [6, 20]
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_dev_is_taken_from_the_first_source(corpora: Path) -> None:
     [
         ({"manifest": "a.jsonl", "weihgt": 2}, "did you mean weight"),
         ({"manifest": "a.jsonl", "weight": 0}, "greater than 0"),
-        ({"weight": 2}, "manifest: is missing"),
+        ({"weight": 2}, "give either manifest"),
         ({"manifest": "a.jsonl", "min_s": 3, "max_s": 2}, "must be below max_s"),
         (3, "must be a string"),
     ],

@@ -48,8 +48,9 @@ def header(path: str) -> Header:
     """Rate and length without decoding. Raises AudioError."""
     import soundfile
 
+    opened = _opened(path)
     try:
-        info = soundfile.info(_opened(path))
+        info = soundfile.info(opened)
     except Exception as e:
         raise AudioError(f"{path} is not audio that can be read ({_reason(e)})") from None
     if not info.frames:
@@ -66,8 +67,9 @@ def read_audio(path: str, start_s: float = 0.0, duration_s: float | None = None)
     import soundfile
     import soxr
 
+    opened = _opened(path)
     try:
-        with soundfile.SoundFile(_opened(path)) as f:
+        with soundfile.SoundFile(opened) as f:
             rate = f.samplerate
             if start_s:
                 f.seek(min(round(start_s * rate), len(f)))

@@ -16,6 +16,7 @@ from trainer.data.parquet import TEXT_COLUMNS, rows_of
 from trainer.errors import BadData
 from trainer.task import Bad
 
+GROUPS_A_FILE = 1 << 16
 Row = dict[str, Any]
 Found = Iterator[tuple[str, Row | Bad]]  # of which set (train, dev, …; the file's name where there are none)
 READERS: dict[str, Callable[[Path, Mapping[str, str]], Found]] = {}
@@ -201,11 +202,16 @@ def _hf(source: Path, names: Mapping[str, str]) -> Found:
     """A data set's folder: Parquet files with sound inside, or an audio folder with metadata.csv or .jsonl."""
     files = [source] if source.suffix == ".parquet" else sorted(source.rglob("*.parquet"))
     if files:
+        groups: dict[str, int] = {}  # files of each set so far: groups of different files are different groups
         for file in files:
             # train-00000-of-00004.parquet, or a folder a set
             is_named = "-of-" in file.stem or file.parent == source or file == source
             name = file.stem.split("-")[0] if is_named else file.parent.name
-            yield from ((name, answer) for answer in rows_of(file, names, relative_to=source.absolute()))
+            inside = file.relative_to(source) if file != source else Path(file.name)
+            rows = rows_of(str(file.absolute()), names, name=inside.with_suffix("").as_posix())
+            for row in rows:
+                groups[name] = groups.get(name, 0) + int(row["group"] == 0 and row["audio"].endswith("/0"))
+                yield name, {**row, "group": (groups[name] - 1) * GROUPS_A_FILE + row["group"]}
         return
     metadata = sorted([*source.rglob("metadata.csv"), *source.rglob("metadata.jsonl")])
     if not metadata:

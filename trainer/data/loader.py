@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from trainer.data.manifest import Manifest
+from trainer.data.parquet import keep_groups
 from trainer.data.plan import Plan, cut, seed_of
 from trainer.recipe.augment import Augment
 from trainer.recipe.base import Recipe
@@ -45,7 +46,10 @@ class StepLoader:
 
     def __init__(self, task: Task[Any, Any], manifest: Manifest, recipe: Recipe, rank: int = 0, world: int = 1) -> None:
         self._sources = recipe.data.sources
-        self.plan = Plan(manifest.column("duration_s"), recipe.loop, manifest.parts(self._sources))
+        parts, window = manifest.parts(self._sources), recipe.data.shuffle_groups
+        self.plan = Plan(manifest.column("duration_s"), recipe.loop, parts, window)
+        if any(p.groups is not None for p in parts):
+            keep_groups(2 * window)
         self._task, self._manifest, self._recipe = task, manifest, recipe
         self._rank, self._world = rank, world
         self._max_steps = self.plan.max_steps

@@ -7,7 +7,7 @@ can't be used is named with its reason, never dropped in silence.
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,18 +16,21 @@ import numpy as np
 import pyarrow as pa
 
 from remote.files import read_json, write_json
+from trainer.data import hub
 from trainer.data.audio import file_of, header
+from trainer.data.plan import Part
 from trainer.errors import AudioError, BadData
 from trainer.recipe.data import Data
-from trainer.recipe.source import Source
+from trainer.recipe.source import Source, source_name
 from trainer.task import Bad, Example
 
-VERSION = 1  # of the index: another one is built anew
+VERSION = 2  # of the index: another one is built anew
 ROWS_A_BATCH = 20_000
 TEXT_FIELDS = ("id", "audio", "text", "speaker", "language", "source", "sha256")
 SCHEMA = pa.schema(
     [pa.field(n, pa.string()) for n in TEXT_FIELDS]
     + [pa.field("start_s", pa.float64()), pa.field("duration_s", pa.float64()), pa.field("meta", pa.string())]
+    + [pa.field("group", pa.int32())]  # rows whose sound is read together; -1: a file of its own
     + [pa.field("key", pa.uint64())]  # a hash of the id: finds repeated ids without ten million strings in memory
 )
 
@@ -79,11 +82,16 @@ class Manifest:
         of = None if self.source_of is None else self.source_of[positions]
         return Manifest(self.tables, rows, rows if same else self.audio_rows[positions], self.sha256, self.bad, of)
 
-    def parts(self, sources: Sequence[Source]) -> list[tuple[np.ndarray, float]]:
-        """The positions of each source, and its weight; nothing where all weights are 1."""
-        if self.source_of is None or all(s.weight == 1 for s in sources):
+    def parts(self, sources: Sequence[Source]) -> list[Part]:
+        """Each source's positions, weight and groups; nothing where all are heard once and drawn one by one."""
+        groups = self.column("group")
+        if (self.source_of is None or all(s.weight == 1 for s in sources)) and (groups < 0).all():
             return []
-        return [(np.flatnonzero(self.source_of == i), s.weight) for i, s in enumerate(sources)]
+        found = []
+        for i, source in enumerate(sources if self.source_of is not None else sources[:1]):
+            mine = np.arange(len(self)) if self.source_of is None else np.flatnonzero(self.source_of == i)
+            found.append(Part(mine, source.weight, groups[mine] if (groups[mine] >= 0).any() else None))
+        return found
 
     def sources_at(self, positions: np.ndarray) -> list[int]:
         """Which source each of these positions is of."""
@@ -120,9 +128,32 @@ def open_manifests(
         bad += index.bad
         total += index.table.num_rows + len(index.bad)
         digest.update(index.sha256.encode())
+    return _checked(tables, bad, total, digest.hexdigest(), ", ".join(str(p) for p in paths), data, limit)
+
+
+def open_hub(source: Source, data: Data, cache: Path, *, need_text: bool = True) -> Manifest:
+    """The usable rows of a set of the Hub; what is indexed once is not read again. Raises BadData as open_manifests."""
+    files = hub.files_of(source)
+    how = [VERSION, hub.identity(files), source.columns, data.min_s, data.max_s, need_text]
+    key = hashlib.sha256(json.dumps(how).encode()).hexdigest()[:24]
+    arrow, side = cache / "manifests" / f"{key}.arrow", cache / "manifests" / f"{key}.json"
+    known = read_json(side)
+    if known is None or not arrow.exists():
+        lines = ((n, json.dumps(row).encode()) for n, row in enumerate(hub.hub_rows(source, files)))
+        ours = data.model_copy(update={"fields": {}})
+        bad = _write(lines, str(source.hub), ours, AudioFinder([]), arrow, need_text)
+        known = {"hub": files, "sha256": key, "bad": [{"id": b.id, "reason": b.reason} for b in bad]}
+        write_json(side, known)
+    table = pa.ipc.open_file(pa.memory_map(str(arrow))).read_all()
+    found = [Bad(**b) for b in known["bad"]]
+    return _checked([table], found, table.num_rows + len(found), known["sha256"], source_name(source), data, None)
+
+
+def _checked(
+    tables: list[pa.Table], bad: list[Bad], total: int, sha256: str, names: str, data: Data, limit: int | None
+) -> Manifest:
     rows, repeated = _first_of_each_id(tables)
     bad += repeated
-    names = ", ".join(str(p) for p in paths)
     if not len(rows):
         raise BadData(f"{names}: no utterance can be used{_reasons(bad)}", "look at the reasons, mend the manifest")
     if len(bad) > data.max_bad_share * total:
@@ -133,7 +164,7 @@ def open_manifests(
         )
     if limit is not None and limit < len(rows):
         rows = np.sort(np.random.default_rng(0).permutation(len(rows))[:limit])
-    return Manifest(tables, rows, rows, digest.hexdigest(), bad)
+    return Manifest(tables, rows, rows, sha256, bad)
 
 
 def split_off(manifest: Manifest, among: int, n: int, seed: int) -> tuple[Manifest, Manifest]:
@@ -161,6 +192,8 @@ class AudioFinder:
 
         `FILE.parquet#COLUMN/ROW` is a recording inside a file, which is looked for in the same way.
         """
+        if path.startswith("hf://"):
+            return path
         inside = file_of(path)
         if inside != path:
             return self.find(inside) + path[len(inside) :]
@@ -236,15 +269,22 @@ def _build(path: Path, data: Data, root: Path, arrow: Path, need_text: bool) -> 
     for folder in folders:
         if not folder.is_dir():
             raise BadData(f"data.audio_dirs: {folder} is not a folder", "relative folders lie in the volume's data/")
-    finder = AudioFinder(folders)
-    bad: list[Bad] = []
     digest = hashlib.sha256()
+    bad = _write(_lines(path, digest), path.name, data, AudioFinder(folders), arrow, need_text)
+    return {"manifest": str(path), "sha256": digest.hexdigest(), "bad": [{"id": b.id, "reason": b.reason} for b in bad]}
+
+
+def _write(
+    lines: Iterable[tuple[int, bytes]], name: str, data: Data, finder: AudioFinder, arrow: Path, need_text: bool
+) -> list[Bad]:
+    """Rows into Arrow columns; what can't be used is returned."""
+    bad: list[Bad] = []
     arrow.parent.mkdir(parents=True, exist_ok=True)
     beside = arrow.with_name(f".{arrow.name}.{os.getpid()}")
     with pa.OSFile(str(beside), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
         pending: list[dict[str, Any]] = []
-        for number, line in _lines(path, digest):
-            where = f"{path.name}:{number}"
+        for number, line in lines:
+            where = f"{name}:{number}"
             try:
                 pending.append(_row(line, where, data, finder, need_text))
             except _Unusable as e:
@@ -255,7 +295,7 @@ def _build(path: Path, data: Data, root: Path, arrow: Path, need_text: bool) -> 
         if pending:
             writer.write_batch(pa.RecordBatch.from_pylist(pending, SCHEMA))
     os.replace(beside, arrow)
-    return {"manifest": str(path), "sha256": digest.hexdigest(), "bad": [{"id": b.id, "reason": b.reason} for b in bad]}
+    return bad
 
 
 def _lines(path: Path, digest: Any) -> Iterator[tuple[int, bytes]]:
@@ -301,6 +341,7 @@ def _row(line: bytes, where: str, data: Data, finder: AudioFinder, need_text: bo
         raise _Unusable(id, f"{duration_s:.2f} s is shorter than data.min_s ({data.min_s:g} s)")
     if duration_s > data.max_s:
         raise _Unusable(id, f"{duration_s:.2f} s is longer than data.max_s ({data.max_s:g} s)")
+    group = raw.pop("group", -1)
     rest = {k: v for k, v in raw.items() if k not in theirs.values()}
     meta = {**(rest.pop("meta", None) or {}), **rest} if isinstance(rest.get("meta", {}), Mapping) else rest
     row = {name: str(raw.get(theirs[name]) or "") for name in TEXT_FIELDS}
@@ -312,6 +353,7 @@ def _row(line: bytes, where: str, data: Data, finder: AudioFinder, need_text: bo
         "start_s": start_s,
         "duration_s": duration_s,
         "meta": json.dumps(meta, ensure_ascii=False) if meta else "",
+        "group": group if type(group) is int and 0 <= group < 1 << 31 else -1,
         "key": int.from_bytes(hashlib.blake2b(id.encode(), digest_size=8).digest(), "big"),
     }
 

@@ -63,9 +63,12 @@ def recording_key(path: str, start_s: float, duration_s: float, *more: object) -
 
     `more` is what else the kept thing depends on.
     """
-    try:
-        stat = os.stat(file_of(path))  # noqa: PTH116  # a Path costs more than the call
-    except OSError:
-        return b""
-    what = f"{VERSION}/{RATE}/{stat.st_size}/{stat.st_mtime_ns}/{start_s!r}/{duration_s!r}/{more!r}/{path}"
+    size = time_ns = 0
+    if not path.startswith("hf://"):  # such an address names its commit
+        try:
+            stat = os.stat(file_of(path))  # noqa: PTH116  # a Path costs more than the call
+        except OSError:
+            return b""
+        size, time_ns = stat.st_size, stat.st_mtime_ns
+    what = f"{VERSION}/{RATE}/{size}/{time_ns}/{start_s!r}/{duration_s!r}/{more!r}/{path}"
     return hashlib.blake2b(what.encode(errors="surrogateescape"), digest_size=16).digest()

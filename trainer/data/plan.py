@@ -26,21 +26,29 @@ class Place:
     passes: np.ndarray  # int64: how often each utterance was heard before
 
 
+@dataclass(frozen=True)
+class Part:
+    """One source: its positions, how often an epoch holds it, and which group each lies in where sound is read so."""
+
+    positions: np.ndarray
+    weight: float = 1.0
+    groups: np.ndarray | None = None
+
+
 class Plan:
     """All steps of a training over utterances of these lengths (seconds, shape (N,)).
 
-    An epoch holds each source as often as its weight says. `parts` gives the positions of each source and its weight;
-    without it there is one, heard once. A source of N utterances and weight w gives each epoch the next round(w · N) of
-    an endless row of permutations of itself, so every utterance of it is heard equally often, whatever the weight.
+    An epoch holds each source as often as its weight says; without `parts` there is one, heard once. A source of N
+    utterances and weight w gives each epoch the next round(w · N) of an endless row of permutations of itself, so every
+    utterance of it is heard equally often, whatever the weight.
     """
 
-    def __init__(
-        self, durations_s: np.ndarray, loop: Loop, parts: Sequence[tuple[np.ndarray, float]] | None = None
-    ) -> None:
+    def __init__(self, durations_s: np.ndarray, loop: Loop, parts: Sequence[Part] = (), window: int = 16) -> None:
         self._durations_s = durations_s
-        self._parts = [p for p in parts or () if len(p[0])]
-        self._is_plain = all(weight == 1 for _, weight in self._parts)
-        self._sizes = [max(1, round(weight * len(positions))) for positions, weight in self._parts]
+        self._window = window  # groups that are shuffled among each other
+        self._parts = [p for p in parts if len(p.positions)]
+        self._is_plain = all(p.weight == 1 and p.groups is None for p in self._parts)
+        self._sizes = [max(1, round(p.weight * len(p.positions))) for p in self._parts]
         self._n = len(durations_s) if self._is_plain else sum(self._sizes)
         self._loop = loop
         self._starts = [0]  # the first step of each epoch seen so far
@@ -90,8 +98,11 @@ class Plan:
             passes = np.broadcast_to(np.int64(epoch), (n,))
             if not self._is_plain:
                 drawn = [self._drawn(i, epoch) for i in range(len(self._parts))]
-                chosen, counted = (np.concatenate(a) for a in zip(*drawn, strict=True))
-                order, passes = chosen[order], counted[order]
+                # sources in a random row, each in its own order: what lies together is still read together
+                label = np.repeat(np.arange(len(drawn)), self._sizes)[order]
+                order, passes = np.empty(n, np.int64), np.empty(n, np.int64)
+                for i, (chosen, counted) in enumerate(drawn):
+                    order[label == i], passes[label == i] = chosen, counted
             if self._loop.step_utts is not None:
                 cuts = np.append(np.arange(0, n, self._loop.step_utts), n)
             else:
@@ -103,16 +114,26 @@ class Plan:
 
     def _drawn(self, part: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """What an epoch takes of a source, and the pass over the source that each is in."""
-        positions, _ = self._parts[part]
+        positions = self._parts[part].positions
         first, end = epoch * self._sizes[part], (epoch + 1) * self._sizes[part]
         chosen, passes = [], []
         for n in range(first // len(positions), -(-end // len(positions))):
-            order = np.random.Generator(np.random.Philox(key=[self._loop.seed, (part + 1) << 32 | n]))
+            rng = np.random.Generator(np.random.Philox(key=[self._loop.seed, (part + 1) << 32 | n]))
             at = n * len(positions)
-            taken = positions[order.permutation(len(positions))[max(0, first - at) : end - at]]
+            taken = positions[_shuffled(self._parts[part], rng, self._window)[max(0, first - at) : end - at]]
             chosen.append(taken)
             passes.append(np.full(len(taken), n, np.int64))
         return np.concatenate(chosen), np.concatenate(passes)
+
+
+def _shuffled(part: Part, rng: np.random.Generator, window: int) -> np.ndarray:
+    """An order of a source: any, or where sound is read in groups, groups in any order and so many mixed at a time."""
+    n = len(part.positions)
+    if part.groups is None:
+        return rng.permutation(n)
+    _, group = np.unique(part.groups, return_inverse=True)
+    place = rng.permutation(int(group.max()) + 1)  # of each group, in the row of groups
+    return np.lexsort((rng.random(n), place[group] // window))
 
 
 def cut(sizes: Sequence[Size], micro_s: float) -> list[list[int]]:

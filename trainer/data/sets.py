@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from trainer.data.manifest import Manifest, joined, open_manifests, split_off
+from trainer.data.manifest import Manifest, joined, open_hub, open_manifests, split_off
 from trainer.data.noise import NoiseFolder, open_noises
 from trainer.data.places import cache_root, data_root
 from trainer.errors import BadData
 from trainer.recipe.base import Recipe
-from trainer.recipe.source import Source
+from trainer.recipe.source import Source, source_name
 
 log = logging.getLogger(__name__)
 
@@ -37,11 +37,12 @@ def open_data(recipe: Recipe) -> DataSets:
         return open_manifests([root / n for n in names], d, root, cache, limit=limit)
 
     if d.is_mixed:
-        sources = [filtered(opened([s.manifest], None), s) for s in d.sources]
+        sources = [filtered(opened([s.manifest], None) if s.manifest else open_hub(s, d, cache), s) for s in d.sources]
         whole, first = joined(sources), len(sources[0])
     else:
-        whole = opened([s.manifest for s in d.sources], None)
-        first = len(opened([d.sources[0].manifest], None)) if d.dev_from_train else 0
+        names = [str(s.manifest) for s in d.sources]
+        whole = opened(names, None)
+        first = len(opened(names[:1], None)) if d.dev_from_train else 0
     if d.dev_from_train:
         rest, dev = split_off(whole, first, d.dev_from_train, recipe.loop.seed)
         train = _limited(rest, d.limit_train)
@@ -77,11 +78,11 @@ def filtered(manifest: Manifest, source: Source) -> Manifest:
     left = _limited(manifest.subset(np.flatnonzero(keep)), source.limit)
     if not len(left):
         raise BadData(
-            f"{source.manifest}: its filters leave none of {len(manifest)} utterances",
+            f"{source_name(source)}: its filters leave none of {len(manifest)} utterances",
             "widen min_s, max_s or where of that source in train.data.train",
         )
     if len(left) < len(manifest):
-        log.info("%s: %d of %d utterances, as its filters and limit say", source.manifest, len(left), len(manifest))
+        log.info("%s: %d of %d utterances, as its filters and limit say", source_name(source), len(left), len(manifest))
     return left
 
 

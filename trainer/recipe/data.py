@@ -51,6 +51,11 @@ class Data(Section):
         default=None,
         description="the folder they are kept in; by default the local disk's, `$PODCTL_DISK/cache/audio`",
     )
+    shuffle_groups: int = Field(
+        default=16,
+        ge=1,
+        description="where sound lies in Parquet files: so many row groups are shuffled among each other, and held",
+    )
     frozen_gb: float = Field(
         default=0.0,
         ge=0,

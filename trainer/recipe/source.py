@@ -11,7 +11,16 @@ from trainer.recipe.section import Section
 class Source(Section):
     """A manifest with its share, its limits and its own augmentation."""
 
-    manifest: str = Field(description="a JSON Lines file, a row an utterance")
+    manifest: str | None = Field(default=None, description="a JSON Lines file, a row an utterance; this or hub")
+    hub: str | None = Field(
+        default=None, description="a data set of the Hub, or a folder in its layout, streamed from its Parquet files"
+    )
+    config: str | None = Field(default=None, description="hub: which of the set's configurations")
+    split: str = Field(default="train", description="hub: which split")
+    revision: str | None = Field(default=None, description="hub: a commit, tag or branch")
+    columns: dict[str, str] = Field(
+        default={}, description="hub: our field (audio, text, duration_s, speaker, …) → the set's column"
+    )
     weight: float = Field(
         default=1.0,
         gt=0,
@@ -28,10 +37,17 @@ class Source(Section):
     augment: Augment | None = Field(default=None, description="instead of train.augment, for this source")
 
     @model_validator(mode="after")
-    def _some_length_is_left(self) -> "Source":
+    def _is_one_thing(self) -> "Source":
+        if (self.manifest is None) == (self.hub is None):
+            raise ValueError("give either manifest (a JSON Lines file) or hub (a data set of the Hub), one of them")
         if self.min_s is not None and self.max_s is not None and self.min_s >= self.max_s:
             raise ValueError(f"min_s ({self.min_s}) must be below max_s ({self.max_s})")
         return self
+
+
+def source_name(source: Source) -> str:
+    """As a sentence calls it."""
+    return source.manifest or f"{source.hub} ({source.split})"
 
 
 def _kind(value: Any) -> str:
