@@ -113,6 +113,18 @@ def test_steps_of_seconds_hold_about_so_many_seconds() -> None:
     assert all(60 - 9 < s < 60 + 9 for s in sums)
 
 
+def test_steps_of_seconds_are_cut_as_one_sum_says_however_many_there_are() -> None:
+    from trainer.data.plan import _cuts_of_seconds
+
+    rng = np.random.default_rng(0)
+    n = (1 << 21) + 17
+    durations, order = rng.uniform(0.3, 9.0, n), rng.permutation(n)
+    before = np.concatenate([[0.0], np.cumsum(durations[order])[:-1]])
+    step_of = (before / 60.0).astype(np.int64)
+    whole = np.append(np.flatnonzero(np.diff(step_of, prepend=-1)), n)
+    assert np.array_equal(_cuts_of_seconds(durations, order, 60.0), whole)
+
+
 def test_parts_of_an_epoch_count() -> None:
     assert Plan(DURATIONS, Loop(epochs=0.5, step_utts=10)).max_steps == 6
     assert Plan(DURATIONS, Loop(epochs=1.5, step_utts=10)).max_steps == 17

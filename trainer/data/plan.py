@@ -71,7 +71,7 @@ class Plan:
         epoch = bisect.bisect_right(self._starts, step) - 1
         order, cuts, passes = self._epoch(epoch)
         k = step - self._starts[epoch]
-        return Place(step, epoch, order[cuts[k] : cuts[k + 1]], passes[cuts[k] : cuts[k + 1]])
+        return Place(step, epoch, order[cuts[k] : cuts[k + 1]].astype(np.int64), passes[cuts[k] : cuts[k + 1]])
 
     def epoch_at(self, step: int) -> float:
         """How many epochs are done after so many steps."""
@@ -94,7 +94,10 @@ class Plan:
         """The epoch's order, where its steps begin and end in it, and the pass that each utterance is in."""
         if self._last is None or self._last[0] != epoch:
             n = self._n
-            order = np.random.Generator(np.random.Philox(key=[self._loop.seed, epoch])).permutation(n)
+            # half the memory of int64, the same order
+            everyone = np.arange(n, dtype=np.int32 if n < 1 << 31 else np.int64)
+            order = np.random.Generator(np.random.Philox(key=[self._loop.seed, epoch])).permutation(everyone)
+            del everyone
             passes = np.broadcast_to(np.int64(epoch), (n,))
             if not self._is_plain:
                 drawn = [self._drawn(i, epoch) for i in range(len(self._parts))]
@@ -106,9 +109,8 @@ class Plan:
             if self._loop.step_utts is not None:
                 cuts = np.append(np.arange(0, n, self._loop.step_utts), n)
             else:
-                before = np.concatenate([[0.0], np.cumsum(self._durations_s[order])[:-1]])
-                step_of = (before / self._loop.step_s).astype(np.int64)
-                cuts = np.append(np.flatnonzero(np.diff(step_of, prepend=-1)), n)
+                assert self._loop.step_s is not None
+                cuts = _cuts_of_seconds(self._durations_s, order, self._loop.step_s)
             self._last = (epoch, order, cuts, passes)
         return self._last[1:]
 
@@ -124,6 +126,20 @@ class Plan:
             chosen.append(taken)
             passes.append(np.full(len(taken), n, np.int64))
         return np.concatenate(chosen), np.concatenate(passes)
+
+
+def _cuts_of_seconds(durations_s: np.ndarray, order: np.ndarray, step_s: float) -> np.ndarray:
+    """Where steps begin in an order, each with the first utterance at or behind a multiple of `step_s`; and its end.
+
+    A million at a time: the sums of ten million would cost more memory than all else.
+    """
+    cuts, before, last = [], 0.0, -1
+    for at in range(0, len(order), 1 << 20):
+        ends = np.concatenate([[before], durations_s[order[at : at + (1 << 20)]]]).cumsum()
+        step_of = (ends[:-1] / step_s).astype(np.int64)
+        cuts.append(at + np.flatnonzero(np.diff(step_of, prepend=last)))
+        before, last = float(ends[-1]), int(step_of[-1])
+    return np.append(np.concatenate(cuts), len(order))
 
 
 def _shuffled(part: Part, rng: np.random.Generator, window: int) -> np.ndarray:
