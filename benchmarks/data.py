@@ -63,15 +63,18 @@ def measure_rows(n: int) -> None:
 def _write_manifest(root: Path, n: int) -> None:
     import soundfile
 
-    rng = np.random.default_rng(0)
+    rng, data = np.random.default_rng(0), root / "data"
+    data.mkdir()
     for i in range(16):
-        soundfile.write(root / f"{i}.wav", rng.normal(0, 0.1, 10 * RATE), RATE)
+        soundfile.write(data / f"{i}.wav", rng.normal(0, 0.1, 10 * RATE), RATE)
     seconds = rng.uniform(1, 9, n).round(2).tolist()
-    with (root / "m.jsonl").open("w") as f:
+    rows = [{"id": f"dev-{i}", "audio": "0.wav", "duration_s": 2.0, "text": "one"} for i in range(2000)]
+    (data / "dev.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    with (data / "m.jsonl").open("w") as f:
         for i, s in enumerate(seconds):
             f.write(
-                f'{{"id": "utterance-{i:08}", "audio": "{i % 16}.wav", "duration_s": {s}, "text": "one two three four", '
-                f'"speaker": "s{i % 5000}", "age_bucket": "5-7"}}\n'
+                f'{{"id": "utterance-{i:08}", "audio": "{i % 16}.wav", "duration_s": {s}, '
+                f'"text": "one two three four", "speaker": "s{i % 5000}", "age_bucket": "5-7"}}\n'
             )
 
 
@@ -81,7 +84,7 @@ def _first_batch(root: Path, of_seconds: bool, answers: Any) -> None:
     os.environ["PODCTL_VOLUME"] = str(root)
     os.environ["PODCTL_DISK"] = str(root / "disk")
     from trainer.data.loader import StepLoader
-    from trainer.data.manifest import open_manifests
+    from trainer.data.sets import open_data
     from trainer.recipe.load import parse_recipe
     from trainer.task import make_task
 
@@ -90,14 +93,13 @@ def _first_batch(root: Path, of_seconds: bool, answers: Any) -> None:
         {
             "task": "whisper",
             "model": {"from_scratch": {"d_model": 64}},
-            "data": {"train": ["m.jsonl"], "dev": ["d.jsonl"], "workers": 1},
+            "data": {"train": ["m.jsonl"], "dev": ["dev.jsonl"], "workers": 1},
             "optim": {"lr": 1e-3},
             "loop": {"epochs": 1, **step},
             "eval": {"normaliser": "basic", "every_steps": 1000},
         }
     )
     task = make_task(recipe)  # its libraries are no part of what is measured
-    open_manifests([_small(root)], recipe.data, root, root / "cache")
     before, peak, done = _anonymous_mb(), [0.0], threading.Event()
 
     def watch() -> None:
@@ -107,20 +109,13 @@ def _first_batch(root: Path, of_seconds: bool, answers: Any) -> None:
     watcher = threading.Thread(target=watch)
     watcher.start()
     began, cpu = time.perf_counter(), time.process_time()
-    manifest = open_manifests([root / "m.jsonl"], recipe.data, root, root / "cache")
-    first = next(iter(StepLoader(task, manifest, recipe).steps(0, 1)))
+    first = next(iter(StepLoader(task, open_data(recipe).train, recipe).steps(0, 1)))
     seconds, cpu_s, after = time.perf_counter() - began, time.process_time() - cpu, _anonymous_mb()
     done.set()
     watcher.join()
     sound_mb = sum(b.wave_BT.numel() * 4 for b in first.micros) / 1e6  # the batch itself
     rows = sum(len(b.ids) for b in first.micros)
     answers.put((seconds, cpu_s, after - before - sound_mb, max(peak[0], after) - before, rows))
-
-
-def _small(root: Path) -> Path:
-    path = root / "small.jsonl"
-    path.write_text(json.dumps({"id": "a", "audio": "0.wav", "text": "x", "duration_s": 1.0}) + "\n")
-    return path
 
 
 def _anonymous_mb() -> float:

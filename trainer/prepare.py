@@ -5,7 +5,7 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO
@@ -58,8 +58,9 @@ def prepare_from(kind: str, source: str, out: Path, sets: Sequence[str]) -> int:
     out.mkdir(parents=True, exist_ok=True)
     counts: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
+    files: dict[str, IO[str]] = {}
     with contextlib.ExitStack() as stack:
-        files: dict[str, IO[str]] = {}
+        stack.callback(lambda: _remove(out / f".{name}.jsonl.part" for name in files))
 
         def written(name: str) -> IO[str]:
             if name not in files:  # beside its place until it is whole
@@ -74,13 +75,19 @@ def prepare_from(kind: str, source: str, out: Path, sets: Sequence[str]) -> int:
                 counts[name] += 1
                 line = {k: v for k, v in answer.items() if v not in ("", None, {})}
                 written(name).write(json.dumps(line, ensure_ascii=False) + "\n")
-    for name in files:
-        os.replace(out / f".{name}.jsonl.part", out / f"{name}.jsonl")
+        for name, f in files.items():
+            f.close()
+            os.replace(out / f".{name}.jsonl.part", out / f"{name}.jsonl")
     for name, n in counts.items():
         print(f"✓ {out / name}.jsonl: {n} utterances")
     for reason, n in reasons.most_common(10):
         print(f"  {n} × {reason}")
     return 0 if counts else 1
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    for path in paths:
+        path.unlink(missing_ok=True)
 
 
 def _undecodable(manifest: Manifest, workers: int, name: str) -> list[Bad]:

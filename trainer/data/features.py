@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-
 CPU_SAMPLES = 2_000_000  # at once: beyond a processor's cache the same work takes four times as long
 
 

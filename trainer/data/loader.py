@@ -141,5 +141,8 @@ def _joined(number: int, epoch: int, futures: Sequence["Future[Loaded]"]) -> Ste
 
 
 def _positions_by_speaker(manifest: Manifest) -> dict[str, np.ndarray]:
-    speakers = manifest.column("speaker")
-    return {str(s): np.flatnonzero(speakers == s) for s in set(speakers) if s}
+    codes, names = manifest.codes("speaker")
+    order = np.argsort(codes, kind="stable").astype(np.int32 if len(codes) < 1 << 31 else np.int64)
+    ends = np.cumsum(np.bincount(codes, minlength=len(names)))
+    parts = np.split(order, ends[:-1]) if len(names) else []
+    return {name: part for name, part in zip(names, parts, strict=True) if name and len(part)}

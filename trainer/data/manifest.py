@@ -64,6 +64,16 @@ class Manifest:
         whole: np.ndarray = np.concatenate(columns)[rows] if columns else np.zeros(0)
         return whole
 
+    def codes(self, name: str) -> tuple[np.ndarray, list[str]]:
+        """A text column as numbers (N,) and what they stand for: ten million names in forty megabytes."""
+        whole = pa.concat_tables([t.table.select([name]) for t in self.tables]).column(name)
+        coded = whole.dictionary_encode().unify_dictionaries()
+        if not coded.num_chunks:
+            return np.zeros(0, np.int32), []
+        values = coded.chunk(0).dictionary.to_pylist()
+        codes = np.concatenate([c.indices.to_numpy() for c in coded.chunks])
+        return codes if self.is_whole else codes[self.rows], values
+
     @property
     def hours(self) -> float:
         return float(self.column("duration_s").sum()) / 3600 if len(self) else 0.0

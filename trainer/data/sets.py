@@ -49,7 +49,7 @@ def open_data(recipe: Recipe) -> DataSets:
         dev = _limited(dev, d.limit_dev)
     else:
         train, dev = _limited(whole, d.limit_train), opened(d.dev, d.limit_dev)
-        both = np.flatnonzero(np.isin(dev.column("key"), train.column("key")))
+        both = _in_both(dev.column("key"), train.column("key"))
         if len(both):
             raise BadData(f"{len(both)} ids stand in train and in dev, {dev[both[0]].id} among them", "keep dev apart")
     test = opened(d.test, d.limit_test) if d.test else None
@@ -58,6 +58,17 @@ def open_data(recipe: Recipe) -> DataSets:
         test = test.shuffled_audio(seed) if test else None
         train, dev = train.shuffled_audio(seed), dev.shuffled_audio(seed)
     return DataSets(train, dev, test, open_noises(recipe))
+
+
+def _in_both(few: np.ndarray, many: np.ndarray) -> np.ndarray:
+    """Positions in `few` of keys that stand in `many`, a million of those at a time: no second copy of ten million."""
+    order = np.argsort(few, kind="stable")
+    ranked, found = few[order], np.zeros(len(few), bool)
+    for at in range(0, len(many) if len(few) else 0, 1 << 20):
+        part = np.sort(many[at : at + (1 << 20)])
+        place = np.minimum(np.searchsorted(part, ranked), len(part) - 1)
+        found[order] |= part[place] == ranked
+    return np.flatnonzero(found)
 
 
 def filtered(manifest: Manifest, source: Source) -> Manifest:
