@@ -28,7 +28,7 @@ def _mistake(error: Mapping[str, Any], prefix: str, known: Mapping[str, Sequence
     where = ".".join([prefix, *path] if prefix else path)
     kind, value, ctx = error["type"], error.get("input"), error.get("ctx") or {}
     if kind == "extra_forbidden":
-        parent = ".".join(path[:-1])
+        parent = ".".join(str(p) for p in error["loc"][:-1] if not isinstance(p, int))  # keys of an item are the list's
         return Mistake(where, "there is no such key" + did_you_mean(path[-1], known.get(parent, ())))
     if kind == "missing":
         return Mistake(where, "is missing, and has no default")

@@ -260,8 +260,8 @@ def _type(part: Schema, defs: Schema) -> str:
     if "$ref" in part:
         target = defs[part["$ref"].rpartition("/")[2]]
         return "mapping" if target.get("type") == "object" else _type(target, defs)
-    if "anyOf" in part:
-        kinds = [_type(p, defs) for p in part["anyOf"] if p.get("type") != "null"]
+    if "anyOf" in part or "oneOf" in part:
+        kinds = [_type(p, defs) for p in part.get("anyOf") or part["oneOf"] if p.get("type") != "null"]
         return " or ".join(dict.fromkeys(kinds))
     if "const" in part:
         return f"`{part['const']}`"

@@ -17,6 +17,8 @@ from remote.fence import Superseded
 from remote.rundir import EXIT_SAVED, RunDir
 from trainer.errors import BadRecipe, TrainerError
 
+KINDS = ("nemo", "lhotse", "kaldi", "hf")  # what `prepare from` reads; see trainer/data/foreign.py
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code: 0 done, 1 failed, 2 bad input, 75 saved and resumable."""
@@ -76,9 +78,17 @@ def check(args: argparse.Namespace) -> int:
 
 
 def prepare(args: argparse.Namespace) -> int:
-    """Make the demo's corpus, or read an experiment's manifests and all of their audio once."""
-    from trainer.prepare import prepare_demo_corpus, prepare_experiment
+    """Make the demo's corpus, read an experiment's manifests and all of their audio once, or convert others' data."""
+    from trainer.prepare import prepare_demo_corpus, prepare_experiment, prepare_from
 
+    if args.what == "from":
+        if len(args.source) != 2 or not args.out:
+            raise BadRecipe.one(
+                "prepare from", f"say which format, from where and --out DIR: one of {', '.join(KINDS)}"
+            )
+        return prepare_from(args.source[0], args.source[1], Path(args.out), args.set)
+    if args.source:
+        raise BadRecipe.one("prepare", f"{args.source[0]!r} is one word too many: only `prepare from` takes more")
     if args.what == "demo":
         prepare_demo_corpus(Path(args.out or "demo"), args.train, args.dev, args.test, args.seed)
         return 0
@@ -143,9 +153,13 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--json", action="store_true")
     p.set_defaults(command=check)
 
-    p = commands.add_parser("prepare", help="make the demo corpus, or check an experiment's data, every file of it")
-    p.add_argument("what", help="`demo`, or an experiment file")
-    p.add_argument("--out", help="demo: the folder it goes to, under the volume's data/ (demo)")
+    p = commands.add_parser(
+        "prepare", help="make the demo corpus, check an experiment's data, or make manifests of others' data"
+    )
+    p.add_argument("what", help="`demo`, an experiment file, or `from`")
+    p.add_argument("source", nargs="*", help=f"from: {', '.join(KINDS)}; then where it lies")
+    p.add_argument("--out", help="demo: the folder it goes to, under the volume's data/ (demo); from: a folder")
+    p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="from: text=COLUMN, audio=COLUMN, …")
     p.add_argument("--train", type=int, default=1000, help="demo: utterances (1000)")
     p.add_argument("--dev", type=int, default=200)
     p.add_argument("--test", type=int, default=200)

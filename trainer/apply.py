@@ -18,7 +18,7 @@ from trainer.checkpoint import complete_checkpoints
 from trainer.chosen import build_chosen, chosen, describe_weights
 from trainer.data.audio import header
 from trainer.data.manifest import Manifest, open_manifests
-from trainer.data.sets import cache_root, data_root
+from trainer.data.places import cache_root, data_root
 from trainer.desk import run_provenance, write_rows
 from trainer.errors import AudioError, BadData, BadRecipe
 from trainer.evaluate import as_json, table_lines
@@ -150,6 +150,10 @@ def _plain_recipe(model: Path) -> dict[str, Any]:
 def _with_sets(train: dict[str, Any], sets: Sequence[str]) -> dict[str, Any]:
     """`eval.decode.beams=5` put into a recipe's mapping; values are YAML."""
     result: dict[str, Any] = json.loads(json.dumps(train))
+    # each recording is heard once, and nothing is done to it: noise may lie on another machine
+    names = [t if isinstance(t, str) else t.get("manifest") or t["hub"] for t in result["data"]["train"]]
+    result["data"] = {**result["data"], "train": names, "cache_gb": 0, "frozen_gb": 0}
+    result["augment"] = {}
     for text in sets:
         path, eq, value = text.partition("=")
         keys = path.removeprefix("train.").split(".")

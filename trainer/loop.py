@@ -112,7 +112,10 @@ class Training:
         if self.ema:
             self.ema.join(self.optimiser.named(span.rates))
         self._wrapped = None  # its hooks on the gradients must go before there are others
-        self._wrapped = self.machine.wrap(LossModule(self.task, self.parts.module))
+        losses = LossModule(self.task, self.parts.module)
+        if self.recipe.loop.compile:
+            losses.compile()
+        self._wrapped = self.machine.wrap(losses)
         log.info("%s", describe(span, n_weights(self.parts.module, trained=True)))
 
     def _step(self, step: Step) -> None:

@@ -35,8 +35,7 @@ class Machine:
         return self.rank == 0
 
     def autocast(self) -> AbstractContextManager[Any]:
-        dtype = DTYPES.get(self.precision)
-        return torch.autocast(self.device.type, dtype=dtype) if dtype else nullcontext()
+        return autocast(self.precision, self.device)
 
     def place(self, module: nn.Module) -> nn.Module:
         """The module on the device, in double where the recipe asks for it."""
@@ -73,6 +72,12 @@ class Machine:
             dist.barrier(group=self.control)
 
 
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
+    """Matrices multiplied in half precision, where that was asked for."""
+    dtype = DTYPES.get(precision)
+    return torch.autocast(device.type, dtype=dtype) if dtype else nullcontext()
+
+
 def start_machine(loop: Loop) -> Machine:
     """Takes the device that the recipe asks for, and this process's place under torchrun.
 
@@ -81,7 +86,7 @@ def start_machine(loop: Loop) -> Machine:
     torch.set_num_threads(loop.threads)
     world, local = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_RANK", "0"))
     device = _device(loop.device, local)
-    precision = _precision(loop.precision, device)
+    precision = precision_of(loop.precision, device)
     # a CPU's threads would sum the gradient of an index in any order: two runs, two sets of weights
     torch.use_deterministic_algorithms(device.type == "cpu")
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
@@ -112,7 +117,13 @@ def _device(asked: str, local_rank: int) -> torch.device:
     return torch.device(name, local_rank) if name == "cuda" else torch.device(name)
 
 
-def _precision(asked: str, device: torch.device) -> str:
+def resolved_precision(loop: Loop) -> str:
+    """What a training of this recipe computes in, on this machine."""
+    return precision_of(loop.precision, _device(loop.device, 0))
+
+
+def precision_of(asked: str, device: torch.device) -> str:
+    """What `loop.precision` means on a device. Raises BadRecipe where it can't be."""
     if asked == "auto":
         if device.type == "cuda":
             return "bf16" if torch.cuda.is_bf16_supported() else "fp16"

@@ -10,6 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from trainer.recipe.augment import Augment
 from trainer.recipe.base import Recipe
 from trainer.recipe.eval import Decode
 
@@ -46,10 +47,15 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """All chance that an utterance meets in an epoch: a function of (seed, epoch, id), so any resume meets it again."""
+    """All chance that an utterance meets in an epoch: a function of (seed, epoch, id), so any resume meets it again.
+
+    And where in the training that is, for what belongs to its end.
+    """
 
     seed: int  # of the utterance's own generator, 64 bits
     partners: tuple[Example, ...] = ()  # appended to it, as far as they fit, where augment.join_p says so
+    done: float = 0.0  # share of the training's steps that lie before this one
+    augment: Augment | None = None  # instead of the recipe's, where its source has one of its own
 
 
 @dataclass(frozen=True, slots=True)

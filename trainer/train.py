@@ -13,6 +13,7 @@ from remote.files import read_json
 from remote.rundir import EPOCH_ENV, RunDir
 from trainer.checkpoint import Checkpoint, latest_checkpoint
 from trainer.data.loader import StepLoader
+from trainer.data.places import say_cache
 from trainer.data.sets import DataSets, open_data
 from trainer.desk import Desk, write_quarantine
 from trainer.ema import Ema
@@ -47,6 +48,7 @@ def train(file: Path, run: RunDir, *, debug: bool = False, stop: Callable[[], bo
     _say_machine(machine)
     data = open_data(recipe)
     _say_data(data, run, machine)
+    say_cache(recipe.data, [data.train, data.dev])
     recipe = recipe.resolved(lambda: data.train.column("text"))
     for line in recipe.exceptions():
         log.warning("exception: %s", line)
@@ -124,7 +126,7 @@ def _newest(run: RunDir, recipe: Recipe, data: DataSets) -> Checkpoint | None:
     if differs:
         raise BadRecipe.one("train", "differs from what this run was trained with: " + "; ".join(differs))
     if saved["data_sha256"] != data.sha256:
-        names = [k for k, v in data.sha256.items() if saved["data_sha256"][k] != v]
+        names = [k for k, v in data.sha256.items() if saved["data_sha256"].get(k) != v]
         raise BadData(
             f"the manifests of {', '.join(names)} changed since this run began: going on would be another training",
             "start a new run with --force-restart, or put the old manifests back",
@@ -151,3 +153,7 @@ def _say_data(data: DataSets, run: RunDir, machine: Machine) -> None:
             log.info("%s: %d utterances, %.2f h, %d unusable", name, len(m), m.hours, len(m.bad))
             if machine.is_first:
                 write_quarantine(run, m.bad)
+    for name, noise in data.noises.items():
+        log.info("noise %s: %d recordings, %d unusable", name, len(noise.files), len(noise.bad))
+        if machine.is_first:
+            write_quarantine(run, noise.bad)

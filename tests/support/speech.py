@@ -65,6 +65,7 @@ def recipe_dict(corpus: Path, **sections: Mapping[str, Any]) -> dict[str, Any]:
                 "max_tokens": 32,
             },
             "full_window_share": 0.25,
+            "full_window_last": 1.0,
             "attention": "eager",
         },
         "data": {

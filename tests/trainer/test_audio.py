@@ -8,7 +8,7 @@ import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.data.audio import RATE, AudioCache, header, padded_samples, read_audio, samples_of
+from trainer.data.audio import RATE, header, padded_samples, read_audio, samples_of
 from trainer.errors import AudioError
 
 
@@ -93,13 +93,3 @@ def test_what_can_not_be_heard_is_refused_with_its_reason(tmp_path: Path, make, 
     make(path)
     with pytest.raises(AudioError, match=says):
         read_audio(str(path), 0.0, 3.0)
-
-
-def test_the_cache_gives_the_same_sound_and_keeps_to_its_limit(tmp_path: Path) -> None:
-    for i in range(4):
-        soundfile.write(tmp_path / f"{i}.wav", sine(1.0, hz=100 + i), RATE)
-    cache = AudioCache(2.5 * RATE * 4 / 1e9)  # two and a half recordings
-    once = [cache.read(str(tmp_path / f"{i}.wav"), 0.0, 1.0) for i in range(4)]
-    again = [cache.read(str(tmp_path / f"{i}.wav"), 0.0, 1.0) for i in (3, 2, 1, 0)]
-    assert all(np.array_equal(a, b) for a, b in zip(once, reversed(again), strict=True))
-    assert sum(w.nbytes for w in cache._kept.values()) <= 2.5 * RATE * 4

@@ -169,3 +169,23 @@ def test_a_manifest_without_transcripts_can_be_predicted(tmp_path: Path) -> None
     sound(tmp_path)
     path = write_manifest(tmp_path / "m.jsonl", [{"id": "a", "audio": "a.wav"}])
     assert opened(path, need_text=False)[0].text == ""
+
+
+def test_a_text_column_as_numbers_is_the_column(tmp_path: Path) -> None:
+    one, two = make_corpus(tmp_path, 11), make_corpus(tmp_path, 7, seed=1, name="other")
+    whole = open_manifests([one, two], data(), tmp_path, tmp_path / "cache")
+    for manifest in (whole, opened(one), whole.subset(np.array([3, 17, 0]))):
+        codes, values = manifest.codes("speaker")
+        assert [values[c] for c in codes] == list(manifest.column("speaker"))
+
+
+def test_ids_of_dev_are_found_in_train_wherever_they_stand() -> None:
+    from trainer.data.sets import _in_both
+
+    rng = np.random.default_rng(0)
+    many = rng.integers(0, 1 << 63, (1 << 20) + 1000).astype(np.uint64)
+    few = np.array([5, many[-1], many[0], 7, many[1 << 20], many[-1]], np.uint64)
+    assert _in_both(few, many).tolist() == [1, 2, 4, 5]
+    assert _in_both(few[:1], many).tolist() == []
+    assert _in_both(few[:0], many).tolist() == []
+    assert _in_both(few, many[:0]).tolist() == []

@@ -72,6 +72,19 @@ def test_the_update_is_the_same_however_a_step_is_cut(tmp_path: Path) -> None:
     assert furthest(start, whole) > 1e-3, "a test of equality must see a training that moves"
 
 
+@pytest.mark.slow
+def test_a_compiled_training_is_the_same_up_to_rounding_and_compiles_few_times(tmp_path: Path) -> None:
+    make_corpus(tmp_path, 24)
+    plain, _ = trained(tmp_path, micro_s=2.0, steps=5)
+    counters = torch._dynamo.utils.counters
+    torch._dynamo.reset()
+    counters.clear()
+    compiled, n_micros = trained(tmp_path, micro_s=2.0, steps=5, loop={"compile": True})
+    assert furthest(plain, compiled) < 1e-9
+    assert sum(n_micros) > 10
+    assert 1 <= counters["stats"]["unique_graphs"] <= 8, "ids and lengths must not make a kernel of their own each"
+
+
 def test_augmented_steps_are_the_same_however_they_are_cut(tmp_path: Path) -> None:
     make_corpus(tmp_path, 20)
     augment = {"speed": [0.9, 1.0, 1.1], "join_p": 0.5, "spec": {"p": 1.0}, "gain_db": 3}

@@ -1,5 +1,6 @@
 """Task whisper: equal to the stock model where it must be, and what an utterance yields is its own."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from trainer.data.manifest import Manifest, open_manifests
 from trainer.errors import BadRecipe
 from trainer.recipe.load import parse_recipe
 from trainer.task import Bad, Draw, Example, Parts
-from trainer.tasks.whisper import WhisperTask, encode
+from trainer.tasks.whisper import WhisperTask, encode, read
 
 
 def make_task(folder: Path, **sections: dict) -> WhisperTask:
@@ -77,6 +78,89 @@ def test_at_the_full_window_the_encoder_is_the_stock_one_bit_for_bit(tmp_path: P
     mel = torch.randn(3, 16, 200)
     with torch.no_grad():
         assert torch.equal(encode(module.model.encoder, mel), module.model.encoder(mel).last_hidden_state)
+
+
+def test_at_thirty_seconds_the_encoder_is_the_stock_one_bit_for_bit_in_training_too(tmp_path: Path) -> None:
+    task = make_task(tmp_path, model={"from_scratch": {**SCRATCH, "window_s": 30, "dropout": 0.1}})
+    encoder = built(task).module.model.encoder.train()
+    mel = torch.randn(1, 16, 3000)
+    torch.manual_seed(5)
+    ours = encode(encoder, mel)
+    torch.manual_seed(5)
+    assert torch.equal(ours, encoder(mel).last_hidden_state)
+
+
+SCRATCH = recipe_dict(Path())["model"]["from_scratch"]
+
+
+def test_layer_drop_is_an_utterance_s_own_and_what_is_dropped_is_not_heard(tmp_path: Path, saved_whisper: Path) -> None:
+    config = json.loads((saved_whisper / "config.json").read_text())
+    (saved_whisper / "config.json").write_text(
+        json.dumps({**config, "encoder_layerdrop": 0.5, "decoder_layerdrop": 0.5})
+    )
+    task = from_hub(tmp_path, saved_whisper)
+    parts = built(task)
+    parts.module.double().train()
+    manifest = corpus(tmp_path, task, 20)
+    same = [manifest[i] for i in range(20) if task.size(manifest[i], Draw(i)).padded_s == 0.5]
+    draws = [Draw(i) for i in range(len(same))]
+    batch = batch_of(task, parts, same, draws)
+    assert batch.kept_BN.shape == (len(same), 2)
+    assert all(0 < int(n) < len(same) for n in batch.kept_BN.sum(0))
+    together = task.losses(parts.module, batch)["ce"]
+    alone = [
+        task.losses(parts.module, batch_of(task, parts, [e], [d]))["ce"][0] for e, d in zip(same, draws, strict=True)
+    ]
+    assert torch.allclose(together, torch.stack(alone), rtol=0, atol=1e-10)
+    encoder = parts.module.model.encoder
+    kept, dropped = torch.ones(1, 1, dtype=torch.bool), torch.zeros(1, 1, dtype=torch.bool)
+    mel = batch.mel_BMF[:1]
+    assert torch.equal(encode(encoder, mel, kept), encode(encoder, mel))
+    layers, encoder.layers = encoder.layers, encoder.layers[:0]
+    nothing = encode(encoder, mel)
+    encoder.layers = layers
+    assert torch.equal(encode(encoder, mel, dropped), nothing)
+
+
+def padded_in(task: WhisperTask, loader: StepLoader, step: int) -> list[bool]:
+    """Of the step's utterances, whether each is padded to the whole window."""
+    _, micros = loader.micros_of(step)
+    sizes = [task.size(e, d) for examples, draws in micros for e, d in zip(examples, draws, strict=True)]
+    return [round(s.padded_s * RATE) == task.window for s in sizes]
+
+
+def test_whole_windows_come_in_the_last_tenth_of_the_steps_and_in_their_share(tmp_path: Path) -> None:
+    how = {"full_window_share": 0.5, "full_window_last": 0.1}
+    task = make_task(tmp_path, model=how, loop={**recipe_dict(Path())["loop"], "steps": 100, "step_utts": 10})
+    manifest = corpus(tmp_path, task, 40)
+    short = manifest.subset(np.flatnonzero(manifest.column("duration_s") < 1.4))
+    loader = StepLoader(task, short, task.recipe)
+    assert not any(any(padded_in(task, loader, s)) for s in range(90))
+    late = [full for s in range(90, 100) for full in padded_in(task, loader, s)]
+    assert 0.3 < np.mean(late) < 0.7
+    again = StepLoader(task, short, task.recipe)
+    assert padded_in(task, again, 97) == padded_in(task, loader, 97), "a function of the step's place alone"
+
+
+def test_the_shipped_default_is_a_tenth_of_windows_in_the_last_tenth(tmp_path: Path) -> None:
+    train = recipe_dict(tmp_path)
+    train["model"] = {"from_scratch": train["model"]["from_scratch"]}
+    model = parse_recipe(train).model
+    assert (model.full_window_share, model.full_window_last) == (0.1, 0.1)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_decoder_is_the_stock_one_bit_for_bit(tmp_path: Path, attention: str, dtype: torch.dtype) -> None:
+    task = make_task(tmp_path, model={"attention": attention, "from_scratch": {**SCRATCH, "dropout": 0.1}})
+    decoder = built(task).module.model.decoder.train()
+    tokens, states = torch.randint(0, 256, (3, 9)), torch.randn(3, 20, 16)
+    with torch.autocast("cpu", dtype=dtype, enabled=dtype == torch.bfloat16):
+        torch.manual_seed(5)
+        ours = read(decoder, tokens, states)
+        torch.manual_seed(5)
+        stock = decoder(input_ids=tokens, encoder_hidden_states=states, use_cache=False).last_hidden_state
+    assert torch.equal(ours, stock)
 
 
 def test_the_loss_is_the_stock_loss_a_sum_an_utterance_over_text_and_end(tmp_path: Path) -> None:

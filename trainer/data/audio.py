@@ -1,8 +1,8 @@
 """Recordings as mono float32 at 16 kHz, and the integer arithmetic of their lengths."""
 
+import io
 import math
-import threading
-from collections import OrderedDict
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,9 @@ from trainer.errors import AudioError
 RATE = 16_000  # samples a second of everything behind this module
 SILENCE = 1e-4  # a peak below this (-80 dBFS) is a dead microphone
 SLACK_S = 0.1  # by how much a file may be shorter than its manifest says
+
+
+IN_PARQUET = re.compile(r"(.*\.parquet)#([^/#]+)/(\d+)", re.DOTALL)  # file, column, row: a recording inside
 
 
 @dataclass(frozen=True)
@@ -45,8 +48,9 @@ def header(path: str) -> Header:
     """Rate and length without decoding. Raises AudioError."""
     import soundfile
 
+    opened = _opened(path)
     try:
-        info = soundfile.info(path)
+        info = soundfile.info(opened)
     except Exception as e:
         raise AudioError(f"{path} is not audio that can be read ({_reason(e)})") from None
     if not info.frames:
@@ -63,8 +67,9 @@ def read_audio(path: str, start_s: float = 0.0, duration_s: float | None = None)
     import soundfile
     import soxr
 
+    opened = _opened(path)
     try:
-        with soundfile.SoundFile(path) as f:
+        with soundfile.SoundFile(opened) as f:
             rate = f.samplerate
             if start_s:
                 f.seek(min(round(start_s * rate), len(f)))
@@ -97,30 +102,20 @@ def fit(wave_T: np.ndarray, n_samples: int) -> np.ndarray:
     return whole
 
 
-class AudioCache:
-    """Decoded recordings kept in memory up to a limit, the least used ones dropped first; shared by threads."""
+def file_of(path: str) -> str:
+    """The file that holds a recording: the path itself, or what stands before `#COLUMN/ROW`."""
+    inside = IN_PARQUET.fullmatch(path)
+    return inside.group(1) if inside else path
 
-    def __init__(self, limit_gb: float) -> None:
-        self._limit = int(limit_gb * 1e9)
-        self._size = 0
-        self._kept: OrderedDict[tuple[str, float, float], np.ndarray] = OrderedDict()
-        self._lock = threading.Lock()
 
-    def read(self, path: str, start_s: float, duration_s: float) -> np.ndarray:
-        """As `read_audio`. Treat what comes back as read-only."""
-        key = (path, start_s, duration_s)
-        with self._lock:
-            if key in self._kept:
-                self._kept.move_to_end(key)
-                return self._kept[key]
-        wave_T = read_audio(path, start_s, duration_s)
-        with self._lock:
-            if key not in self._kept and wave_T.nbytes <= self._limit:
-                self._kept[key] = wave_T
-                self._size += wave_T.nbytes
-                while self._size > self._limit:
-                    self._size -= self._kept.popitem(last=False)[1].nbytes
-        return wave_T
+def _opened(path: str) -> Any:
+    """What soundfile opens: a path, or the bytes of a recording that lies in a Parquet file."""
+    inside = IN_PARQUET.fullmatch(path)
+    if inside is None:
+        return path
+    from trainer.data.parquet import sound_bytes
+
+    return io.BytesIO(sound_bytes(inside.group(1), inside.group(2), int(inside.group(3))))
 
 
 def _reason(e: Exception) -> str:

@@ -8,8 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trainer.data.audio import RATE, AudioCache, fit, padded_samples, samples_of
+from trainer.data.audio import RATE, fit, padded_samples, samples_of
+from trainer.data.noise import NoiseFolder
+from trainer.data.pcm import PcmCache
 from trainer.recipe.augment import Augment, SpecAugment
+from trainer.recipe.base import Recipe
 from trainer.task import Draw, Example
 
 
@@ -55,7 +58,19 @@ def draw_lengths(
     return Drawn(text, n, padded_samples(n, edge_s), speed, tuple(joined))
 
 
-def read_drawn(audio: AudioCache, example: Example, drawn: Drawn, draw: Draw | None, how: Augment) -> np.ndarray:
+def own(draw: Draw | None, recipe: Recipe) -> Augment:
+    """What is done to an utterance: as its source says, or the recipe."""
+    return draw.augment if draw is not None and draw.augment is not None else recipe.augment
+
+
+def read_drawn(
+    audio: PcmCache,
+    example: Example,
+    drawn: Drawn,
+    draw: Draw | None,
+    how: Augment,
+    noise: NoiseFolder | None = None,
+) -> np.ndarray:
     """Its sound: float32 (n_samples,). Raises AudioError."""
     wave_T = audio.read(example.audio, example.start_s, example.duration_s)
     if draw is None:
@@ -64,11 +79,13 @@ def read_drawn(audio: AudioCache, example: Example, drawn: Drawn, draw: Draw | N
         more = audio.read(partner.audio, partner.start_s, partner.duration_s)
         wave_T = np.concatenate([wave_T, np.zeros(gap, dtype=np.float32), more])
     rng = np.random.default_rng([draw.seed, 1])
-    return fit(augmented(wave_T, drawn.speed, how, rng), drawn.n_samples)
+    return fit(augmented(wave_T, drawn.speed, how, rng, noise), drawn.n_samples)
 
 
-def augmented(wave_T: np.ndarray, speed: float, how: Augment, rng: np.random.Generator) -> np.ndarray:
-    """Faster or slower, louder or softer, with noise: as drawn."""
+def augmented(
+    wave_T: np.ndarray, speed: float, how: Augment, rng: np.random.Generator, noise: NoiseFolder | None = None
+) -> np.ndarray:
+    """Faster or slower, louder or softer, with noise of a folder or white noise: as drawn."""
     if speed != 1.0:
         import soxr
 
@@ -76,9 +93,16 @@ def augmented(wave_T: np.ndarray, speed: float, how: Augment, rng: np.random.Gen
     if how.gain_db:
         wave_T = wave_T * np.float32(10 ** (rng.uniform(-how.gain_db, how.gain_db) / 20))
     if how.noise_snr_db is not None and rng.random() < how.noise_p:
-        power = float(np.mean(np.square(wave_T))) / 10 ** (rng.uniform(*how.noise_snr_db) / 10)
-        wave_T = wave_T + rng.normal(0, power**0.5, len(wave_T)).astype(np.float32)
+        power = _power(wave_T) / 10 ** (rng.uniform(*how.noise_snr_db) / 10)
+        if noise is None:
+            wave_T = wave_T + rng.normal(0, power**0.5, len(wave_T)).astype(np.float32)
+        elif (heard_T := noise.draw(len(wave_T), rng)) is not None:
+            wave_T = wave_T + heard_T * np.float32((power / _power(heard_T)) ** 0.5)
     return wave_T
+
+
+def _power(wave_T: np.ndarray) -> float:
+    return float(np.mean(np.square(wave_T)))
 
 
 Spans = list[tuple[int, int]]

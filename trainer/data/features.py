@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+CPU_SAMPLES = 2_000_000  # at once: beyond a processor's cache the same work takes four times as long
+
 
 class LogMel(nn.Module):
     """Whisper's features: power spectrum (25 ms Hann, 10 ms hop), mel filters, log10, floor 8 below the clip's peak.
@@ -28,6 +30,9 @@ class LogMel(nn.Module):
     @torch.no_grad()
     def forward(self, wave_BT: Tensor) -> Tensor:
         """(B, T) → (B, M, T / 160). The peak is each clip's own, so a clip's features don't know its neighbours."""
+        n = max(1, CPU_SAMPLES // wave_BT.shape[1]) if wave_BT.device.type == "cpu" else len(wave_BT)
+        if n < len(wave_BT):
+            return torch.cat([self(part) for part in wave_BT.split(n)])
         spectrum = torch.stft(wave_BT, self.n_fft, self.hop, window=self.window, return_complex=True)
         power_BKF = spectrum[..., :-1].abs() ** 2
         mel_BMF = (self.filters_KM.T @ power_BKF).clamp_min(1e-10).log10()

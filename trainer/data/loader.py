@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 
 from trainer.data.manifest import Manifest
+from trainer.data.parquet import keep_groups
 from trainer.data.plan import Plan, cut, seed_of
+from trainer.recipe.augment import Augment
 from trainer.recipe.base import Recipe
 from trainer.task import Bad, Batch, Draw, Example, Task
 
@@ -43,10 +45,15 @@ class StepLoader:
     """All steps of a training, from one on, for one rank of several."""
 
     def __init__(self, task: Task[Any, Any], manifest: Manifest, recipe: Recipe, rank: int = 0, world: int = 1) -> None:
-        self.plan = Plan(manifest.column("duration_s"), recipe.loop)
+        self._sources = recipe.data.sources
+        parts, window = manifest.parts(self._sources), recipe.data.shuffle_groups
+        self.plan = Plan(manifest.column("duration_s"), recipe.loop, parts, window)
+        if any(p.groups is not None for p in parts):
+            keep_groups(2 * window)
         self._task, self._manifest, self._recipe = task, manifest, recipe
         self._rank, self._world = rank, world
-        self._by_speaker = _positions_by_speaker(manifest) if recipe.augment.join_p else {}
+        self._max_steps = self.plan.max_steps
+        self._by_speaker = _positions_by_speaker(manifest) if any(a.join_p for a in recipe.augments) else {}
 
     def steps(self, first: int, end: int) -> Iterator[Step]:
         """Steps `first` … `end` - 1, decoded ahead by `data.workers` threads."""
@@ -68,17 +75,23 @@ class StepLoader:
         """The step's epoch, and this rank's micro-batches as (examples, draws), nothing decoded yet."""
         place = self.plan.at(step)
         examples = [self._manifest[int(p)] for p in place.positions]
-        draws: list[Draw | None] = [self.draw(e, place.epoch) for e in examples]
+        done = min(1.0, step / self._max_steps)
+        own = [self._sources[i].augment for i in self._manifest.sources_at(place.positions)]
+        triples = zip(examples, place.passes, own, strict=True)
+        draws: list[Draw | None] = [self.draw(e, int(n), done, augment) for e, n, augment in triples]
         sizes = [self._task.size(e, d) for e, d in zip(examples, draws, strict=True)]
         micros = cut(sizes, self._recipe.loop.micro_s)[self._rank :: self._world]
         return place.epoch, [([examples[i] for i in m], [draws[i] for i in m]) for m in micros]
 
-    def draw(self, example: Example, epoch: int) -> Draw:
-        """The utterance's chance in this epoch."""
-        seed = seed_of(self._recipe.loop.seed, epoch, example.id)
-        how = self._recipe.augment
+    def draw(self, example: Example, heard: int, done: float = 0.0, augment: Augment | None = None) -> Draw:
+        """The utterance's chance when it was heard so often before (its epoch, where sources are not weighted).
+
+        `done` is the share of the training that lies behind, `augment` its source's own.
+        """
+        seed = seed_of(self._recipe.loop.seed, heard, example.id)
+        how = augment or self._recipe.augment
         if not how.join_p:
-            return Draw(seed)
+            return Draw(seed, (), done, augment)
         rng = np.random.default_rng([seed, 2])
         same = self._by_speaker.get(example.speaker)
         partners = []
@@ -87,7 +100,7 @@ class StepLoader:
                 break
             pick = int(rng.choice(same)) if same is not None else int(rng.integers(len(self._manifest)))
             partners.append(self._manifest[pick])
-        return Draw(seed, tuple(partners))
+        return Draw(seed, tuple(partners), done, augment)
 
 
 def evaluation_batches(
@@ -128,5 +141,8 @@ def _joined(number: int, epoch: int, futures: Sequence["Future[Loaded]"]) -> Ste
 
 
 def _positions_by_speaker(manifest: Manifest) -> dict[str, np.ndarray]:
-    speakers = manifest.column("speaker")
-    return {str(s): np.flatnonzero(speakers == s) for s in set(speakers) if s}
+    codes, names = manifest.codes("speaker")
+    order = np.argsort(codes, kind="stable").astype(np.int32 if len(codes) < 1 << 31 else np.int64)
+    ends = np.cumsum(np.bincount(codes, minlength=len(names)))
+    parts = np.split(order, ends[:-1]) if len(names) else []
+    return {name: part for name, part in zip(names, parts, strict=True) if name and len(part)}

@@ -23,16 +23,36 @@ class Place:
     step: int
     epoch: int
     positions: np.ndarray  # int64
+    passes: np.ndarray  # int64: how often each utterance was heard before
+
+
+@dataclass(frozen=True)
+class Part:
+    """One source: its positions, how often an epoch holds it, and which group each lies in where sound is read so."""
+
+    positions: np.ndarray
+    weight: float = 1.0
+    groups: np.ndarray | None = None
 
 
 class Plan:
-    """All steps of a training over utterances of these lengths (seconds, shape (N,))."""
+    """All steps of a training over utterances of these lengths (seconds, shape (N,)).
 
-    def __init__(self, durations_s: np.ndarray, loop: Loop) -> None:
+    An epoch holds each source as often as its weight says; without `parts` there is one, heard once. A source of N
+    utterances and weight w gives each epoch the next round(w · N) of an endless row of permutations of itself, so every
+    utterance of it is heard equally often, whatever the weight.
+    """
+
+    def __init__(self, durations_s: np.ndarray, loop: Loop, parts: Sequence[Part] = (), window: int = 16) -> None:
         self._durations_s = durations_s
+        self._window = window  # groups that are shuffled among each other
+        self._parts = [p for p in parts if len(p.positions)]
+        self._is_plain = all(p.weight == 1 and p.groups is None for p in self._parts)
+        self._sizes = [max(1, round(p.weight * len(p.positions))) for p in self._parts]
+        self._n = len(durations_s) if self._is_plain else sum(self._sizes)
         self._loop = loop
         self._starts = [0]  # the first step of each epoch seen so far
-        self._last: tuple[int, np.ndarray, np.ndarray] | None = None
+        self._last: tuple[int, np.ndarray, np.ndarray, np.ndarray] | None = None
 
     @property
     def max_steps(self) -> int:
@@ -53,9 +73,9 @@ class Plan:
         while self._starts[-1] <= step:
             self._first_step(len(self._starts))
         epoch = bisect.bisect_right(self._starts, step) - 1
-        order, cuts = self._epoch(epoch)
+        order, cuts, passes = self._epoch(epoch)
         k = step - self._starts[epoch]
-        return Place(step, epoch, order[cuts[k] : cuts[k + 1]])
+        return Place(step, epoch, order[cuts[k] : cuts[k + 1]].astype(np.int64), passes[cuts[k] : cuts[k + 1]])
 
     def epoch_at(self, step: int) -> float:
         """How many epochs are done after so many steps."""
@@ -71,22 +91,69 @@ class Plan:
 
     def _steps_in(self, epoch: int) -> int:
         if self._loop.step_utts is not None:
-            return math.ceil(len(self._durations_s) / self._loop.step_utts)
+            return math.ceil(self._n / self._loop.step_utts)
         return len(self._epoch(epoch)[1]) - 1
 
-    def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """The epoch's order, and where its steps begin and end in it."""
+    def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The epoch's order, where its steps begin and end in it, and the pass that each utterance is in."""
         if self._last is None or self._last[0] != epoch:
-            n = len(self._durations_s)
-            order = np.random.Generator(np.random.Philox(key=[self._loop.seed, epoch])).permutation(n)
+            n = self._n
+            # half the memory of int64, the same order
+            everyone = np.arange(n, dtype=np.int32 if n < 1 << 31 else np.int64)
+            order = np.random.Generator(np.random.Philox(key=[self._loop.seed, epoch])).permutation(everyone)
+            del everyone
+            passes = np.broadcast_to(np.int64(epoch), (n,))
+            if not self._is_plain:
+                drawn = [self._drawn(i, epoch) for i in range(len(self._parts))]
+                # sources in a random row, each in its own order: what lies together is still read together
+                label = np.repeat(np.arange(len(drawn)), self._sizes)[order]
+                order, passes = np.empty(n, np.int64), np.empty(n, np.int64)
+                for i, (chosen, counted) in enumerate(drawn):
+                    order[label == i], passes[label == i] = chosen, counted
             if self._loop.step_utts is not None:
                 cuts = np.append(np.arange(0, n, self._loop.step_utts), n)
             else:
-                before = np.concatenate([[0.0], np.cumsum(self._durations_s[order])[:-1]])
-                step_of = (before / self._loop.step_s).astype(np.int64)
-                cuts = np.append(np.flatnonzero(np.diff(step_of, prepend=-1)), n)
-            self._last = (epoch, order, cuts)
-        return self._last[1], self._last[2]
+                assert self._loop.step_s is not None
+                cuts = _cuts_of_seconds(self._durations_s, order, self._loop.step_s)
+            self._last = (epoch, order, cuts, passes)
+        return self._last[1:]
+
+    def _drawn(self, part: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """What an epoch takes of a source, and the pass over the source that each is in."""
+        positions = self._parts[part].positions
+        first, end = epoch * self._sizes[part], (epoch + 1) * self._sizes[part]
+        chosen, passes = [], []
+        for n in range(first // len(positions), -(-end // len(positions))):
+            rng = np.random.Generator(np.random.Philox(key=[self._loop.seed, (part + 1) << 32 | n]))
+            at = n * len(positions)
+            taken = positions[_shuffled(self._parts[part], rng, self._window)[max(0, first - at) : end - at]]
+            chosen.append(taken)
+            passes.append(np.full(len(taken), n, np.int64))
+        return np.concatenate(chosen), np.concatenate(passes)
+
+
+def _cuts_of_seconds(durations_s: np.ndarray, order: np.ndarray, step_s: float) -> np.ndarray:
+    """Where steps begin in an order, each with the first utterance at or behind a multiple of `step_s`; and its end.
+
+    A million at a time: the sums of ten million would cost more memory than all else.
+    """
+    cuts, before, last = [], 0.0, -1
+    for at in range(0, len(order), 1 << 20):
+        ends = np.concatenate([[before], durations_s[order[at : at + (1 << 20)]]]).cumsum()
+        step_of = (ends[:-1] / step_s).astype(np.int64)
+        cuts.append(at + np.flatnonzero(np.diff(step_of, prepend=last)))
+        before, last = float(ends[-1]), int(step_of[-1])
+    return np.append(np.concatenate(cuts), len(order))
+
+
+def _shuffled(part: Part, rng: np.random.Generator, window: int) -> np.ndarray:
+    """An order of a source: any, or where sound is read in groups, groups in any order and so many mixed at a time."""
+    n = len(part.positions)
+    if part.groups is None:
+        return rng.permutation(n)
+    _, group = np.unique(part.groups, return_inverse=True)
+    place = rng.permutation(int(group.max()) + 1)  # of each group, in the row of groups
+    return np.lexsort((rng.random(n), place[group] // window))
 
 
 def cut(sizes: Sequence[Size], micro_s: float) -> list[list[int]]:

@@ -6,6 +6,7 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from trainer.recipe.base import Recipe
+from trainer.recipe.frozen import why_not_cached
 from trainer.recipe.section import Section
 from trainer.recipe.written import Writing, letters_of
 
@@ -111,6 +112,8 @@ class AcousticRecipe(Recipe):
             wrong.append("adapters need a trained base: give model.name, not model.from_scratch")
         if self.adapters and self.adapters.targets == "decoder":
             wrong.append(f"adapters.targets: {self.DECODER}; known are all-linear, attention, or an expression")
+        if self.data.frozen_gb:
+            wrong.append(f"data.frozen_gb must be 0: {why_not_cached(self)}")
         if wrong:
             raise ValueError("; ".join(wrong))
         return self

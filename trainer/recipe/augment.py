@@ -1,6 +1,6 @@
 """What is done to training audio; every draw is a function of seed, epoch and utterance."""
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from trainer.recipe.section import Section
 
@@ -26,7 +26,11 @@ class Augment(Section):
     )
     gain_db: float = Field(default=0.0, ge=0, le=40, description="loudness drawn within ± this, dB")
     noise_snr_db: tuple[float, float] | None = Field(
-        default=None, description="white noise, its signal-to-noise ratio drawn between these, dB"
+        default=None, description="noise, its signal-to-noise ratio drawn between these, dB"
+    )
+    noise_dir: str | None = Field(
+        default=None,
+        description="a folder of recordings of noise, with all folders in it; white noise where none is given",
     )
     noise_p: float = Field(default=0.5, ge=0, le=1, description="share of utterances that get noise")
     join_p: float = Field(
@@ -36,3 +40,11 @@ class Augment(Section):
     join_gap_s: tuple[float, float] = Field(
         default=(0.05, 0.25), description="quiet between joined utterances drawn between these, seconds"
     )
+
+    @model_validator(mode="after")
+    def _noise_has_a_level(self) -> "Augment":
+        if self.noise_dir is not None and self.noise_snr_db is None:
+            raise ValueError("noise_dir needs noise_snr_db, say [5, 20]")
+        if self.noise_snr_db is not None and self.noise_snr_db[0] > self.noise_snr_db[1]:
+            raise ValueError("noise_snr_db is a range: its first number is the lower one")
+        return self

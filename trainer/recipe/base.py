@@ -51,6 +51,11 @@ class Recipe(Section):
         """How many of the best checkpoints are kept."""
         return max(self.loop.keep_best, self.averaging.best or 1)
 
+    @property
+    def augments(self) -> list[Augment]:
+        """Every augmentation that some utterance may meet."""
+        return [self.augment, *(s.augment for s in self.data.sources if s.augment is not None)]
+
     def resolved(self, texts: Callable[[], Iterable[str]]) -> "Recipe":
         """With all that only the training set's transcripts can say (a vocabulary): what is kept with the run."""
         return self
@@ -93,6 +98,7 @@ RESUMABLE_CHANGES = (
     "averaging.best",
     "data.workers",
     "data.cache_gb",
+    "data.cache_dir",
     "eval",
     "log",
     "stop",

@@ -61,7 +61,8 @@ def parse_recipe(train: Any, *, expand: bool = False, origin: str = "") -> Recip
     try:
         recipe = cls.model_validate(train)
     except ValidationError as e:
-        found = mistakes_of(e.errors(include_url=False), "train", known_keys(cls))
+        errors = [{**error, "loc": _without_tags(error["loc"])} for error in e.errors(include_url=False)]
+        found = mistakes_of(errors, "train", known_keys(cls))
         raise BadRecipe([*missing, *found]) from None
     if missing:
         raise BadRecipe(missing)
@@ -97,6 +98,11 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [m for a in getattr(annotation, "__args__", ()) for m in _models_in(a)]
+
+
+def _without_tags(loc: tuple[int | str, ...]) -> tuple[int | str, ...]:
+    """A place as it is written in the file: behind a list's index pydantic names the kind of item (see Source)."""
+    return tuple(p for n, p in enumerate(loc) if not (n and isinstance(loc[n - 1], int) and p in ("name", "source")))
 
 
 def _expanded(value: Any, where: str, missing: list[Mistake]) -> Any:

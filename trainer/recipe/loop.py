@@ -23,6 +23,10 @@ class Loop(Section):
         default="auto", description="of autocast; weights stay float32. auto: bf16 or fp16 on CUDA, else fp32"
     )
     gradient_checkpointing: bool = Field(default=False, description="less memory for about a third more compute")
+    compile: bool = Field(
+        default=False,
+        description="torch.compile of the losses: minutes at the start, and other roundings than without",
+    )
     device: Literal["auto", "cuda", "mps", "cpu"] = Field(default="auto", description="auto: CUDA, then MPS, then CPU")
     seed: int = Field(default=1, ge=0, description="of every draw: weights, order, augmentation")
     threads: int = Field(default=2, ge=1, description="CPU threads of torch; another number is another rounding")

@@ -5,6 +5,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 
 from trainer.recipe.base import Recipe
+from trainer.recipe.frozen import why_not_cached
 from trainer.recipe.section import Section
 
 
@@ -39,11 +40,18 @@ class WhisperModel(Section):
         default="transcribe", description="what the prompt of a multilingual model asks for; translate: into English"
     )
     full_window_share: float = Field(
-        default=0.0,
+        default=0.1,
         ge=0,
         le=1,
         description="share of training utterances padded to the whole window, as the stock pipeline will pad; the "
         "others only to their own length",
+    )
+    full_window_last: float = Field(
+        default=0.1,
+        ge=0,
+        le=1,
+        description="over which last share of the steps that holds; before, none is padded to the window, which costs "
+        "its whole length. 1: from the first step on",
     )
     attention: Literal["eager", "sdpa"] = Field(default="sdpa", description="eager is faster in bf16 on a CPU")
 
@@ -73,4 +81,11 @@ class WhisperRecipe(Recipe):
             )
         if self.adapters and self.model.from_scratch:
             raise ValueError("adapters need a trained base: give model.name, not model.from_scratch")
+        return self
+
+    @model_validator(mode="after")
+    def _frozen_outputs_stay(self) -> "WhisperRecipe":
+        why_not = why_not_cached(self) if self.data.frozen_gb else ""
+        if why_not:
+            raise ValueError(f"data.frozen_gb must be 0: {why_not}")
         return self

@@ -13,9 +13,10 @@ import numpy as np
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer, ParakeetEncoderConfig
 
-from trainer.data.audio import AudioCache
-from trainer.data.drawn import Drawn, draw_lengths, draw_spans, read_drawn
+from trainer.data.drawn import Drawn, draw_lengths, draw_spans, own, read_drawn
 from trainer.data.features import ParakeetMel, mask_spans
+from trainer.data.noise import noise_of, open_noises
+from trainer.data.places import open_cache
 from trainer.errors import AudioError
 from trainer.metrics.transcripts import score_transcripts
 from trainer.recipe.acoustic import AcousticModel, AcousticRecipe, AcousticScratch
@@ -39,7 +40,8 @@ class AcousticTask(ABC, Generic[R]):
     def __init__(self, recipe: R, extractor: Any, tokenizer: Any, config: Any, blank: int) -> None:
         self.recipe = recipe
         self.extractor, self.tokenizer, self.config, self.blank = extractor, tokenizer, config, blank
-        self._audio = AudioCache(recipe.data.cache_gb)
+        self._audio = open_cache(recipe.data)
+        self._noises = open_noises(recipe)
         self._strangers = Strangers(tokenizer)
 
     @abstractmethod
@@ -97,7 +99,7 @@ class AcousticTask(ABC, Generic[R]):
 
     def drawn(self, example: Example, draw: Draw | None) -> Drawn:
         data = self.recipe.data
-        return draw_lengths(example, draw, self.recipe.augment, data.edge_s, data.max_s, self.fits)
+        return draw_lengths(example, draw, own(draw, self.recipe), data.edge_s, data.max_s, self.fits)
 
     def size(self, example: Example, draw: Draw | None) -> Size:
         drawn = self.drawn(example, draw)
@@ -107,7 +109,7 @@ class AcousticTask(ABC, Generic[R]):
         return [self._load(e, d) for e, d in zip(examples, draws, strict=True)]
 
     def _load(self, example: Example, draw: Draw | None) -> Utterance | Bad:
-        drawn = self.drawn(example, draw)
+        drawn, how = self.drawn(example, draw), own(draw, self.recipe)
         if drawn.n_samples < SHORTEST or self.n_frames(drawn.n_samples) < 1:
             return Bad(example.id, f"{drawn.audio_s:.3f} s is too short for this encoder")
         tokens: list[int] = []
@@ -117,11 +119,11 @@ class AcousticTask(ABC, Generic[R]):
             if reason:
                 return Bad(example.id, reason)
         try:
-            wave_T = read_drawn(self._audio, example, drawn, draw, self.recipe.augment)
+            wave_T = read_drawn(self._audio, example, drawn, draw, how, noise_of(how, self._noises))
         except AudioError as e:
             return Bad(example.id, e.message)
         bins, frames = self._masked_over(drawn.n_samples)
-        freq, time = draw_spans(draw, self.recipe.augment.spec, bins, frames)
+        freq, time = draw_spans(draw, how.spec, bins, frames)
         return Utterance(example.id, self._levelled(wave_T), drawn.padded, tokens, freq, time)
 
     def _unusable(self, drawn: Drawn, tokens: list[int]) -> str:

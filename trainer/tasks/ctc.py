@@ -97,6 +97,7 @@ class CtcTask(AcousticTask[CtcRecipe]):
         config = _config(recipe.model, self.family, tokenizer)
         super().__init__(recipe, _extractor(recipe.model), tokenizer, config, int(config.pad_token_id))
         self._mel = None if self.is_wave else ParakeetMel(self.extractor)
+        self._masks = any(a.spec is not None for a in recipe.augments)
 
     # ---- networks
 
@@ -113,7 +114,7 @@ class CtcTask(AcousticTask[CtcRecipe]):
                 first.layer_norm.__class__ = OwnGroupNorm
             if self._freezes_features():
                 model.freeze_feature_encoder()
-            if hasattr(base, "masked_spec_embed") and self.recipe.augment.spec is None:
+            if hasattr(base, "masked_spec_embed") and not self._masks:
                 base.masked_spec_embed.requires_grad_(False)  # nothing uses it: it would wait for a gradient for ever
         if self.recipe.model.batch_statistics == "frozen":
             keep_batch_norms_still(model)
@@ -233,7 +234,7 @@ class CtcTask(AcousticTask[CtcRecipe]):
         made_BDP = base.feature_extractor(batch.wave_BT)
         projected = base.feature_projection(made_BDP.transpose(1, 2))
         hidden_BPD: Tensor = projected[0] if isinstance(projected, tuple) else projected
-        if training and self.recipe.augment.spec is not None:
+        if training and self._masks:
             hidden_BPD = _masked(hidden_BPD, batch, getattr(base, "masked_spec_embed", None))
         own_BP = torch.arange(hidden_BPD.shape[1], device=hidden_BPD.device) < batch.frames_B[:, None]
         states_BPD = base.encoder(hidden_BPD, attention_mask=own_BP).last_hidden_state

@@ -4,7 +4,7 @@ B batch · T samples (16 kHz) · L labels
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from trainer.data.drawn import Spans
+from trainer.task import Example
 
 
 @dataclass(frozen=True)
 class Utterance:
-    """One utterance ready to be padded: wave (T,), token ids, spans that will be masked."""
+    """One utterance ready to be padded: wave (T,), token ids, spans that will be masked, layers that it passes."""
 
     id: str
     wave_T: np.ndarray
@@ -24,11 +25,16 @@ class Utterance:
     tokens: list[int]
     freq_spans: Spans
     time_spans: Spans
+    kept: list[bool] = field(default_factory=list)
+    source: Example | None = None
+    states_PD: Tensor | None = None  # what a frozen encoder said of it before; then there is no wave
 
 
 def stack_waves(items: Sequence[Utterance]) -> Tensor:
-    """(B, T) float32, quiet behind each; a micro-batch is homogeneous in padded length."""
-    padded = items[0].padded
+    """(B, T) float32, quiet behind each; a micro-batch is homogeneous in padded length. (B, 0) where none is needed."""
+    padded = items[0].padded if items[0].states_PD is None else 0
+    if not padded:
+        return torch.zeros(len(items), 0)
     assert all(i.padded == padded for i in items), "a micro-batch is homogeneous in padded length"
     wave_BT = torch.zeros(len(items), padded)
     for b, item in enumerate(items):

@@ -28,10 +28,14 @@ from transformers import (
 from transformers.generation.utils import GenerationMixin
 from transformers.modeling_outputs import BaseModelOutput
 
-from trainer.data.audio import RATE, AudioCache, fit, padded_samples, samples_of
-from trainer.data.drawn import Spans, augmented, spans
+from trainer.data.audio import RATE, fit, padded_samples, samples_of
+from trainer.data.drawn import Spans, augmented, own, spans
 from trainer.data.features import LogMel, mask_spans, stack_spans
+from trainer.data.noise import noise_of, open_noises
+from trainer.data.places import open_cache
 from trainer.errors import AudioError, BadRecipe
+from trainer.frozen import FrozenStates
+from trainer.machine import autocast, resolved_precision
 from trainer.metrics.transcripts import score_transcripts
 from trainer.recipe.eval import Decode
 from trainer.recipe.whisper import WhisperRecipe, WhisperScratch
@@ -81,7 +85,10 @@ class WhisperBatch:
     label_row_K: Tensor  # int64: whose label it is
     freq_spans: Tensor  # (B, n, 2) int64
     time_spans: Tensor
+    kept_BN: Tensor  # bool: LayerDrop, which of all N layers an utterance passes; (B, 0) where it is not used
     mel_BMF: Tensor = field(default_factory=lambda: torch.empty(0))
+    states_BPD: Tensor = field(default_factory=lambda: torch.empty(0))  # where a frozen encoder has spoken already
+    sources: Sequence[Example] = ()  # where it is to be kept what the encoder will say
 
     def to(self, device: torch.device) -> "WhisperBatch":
         return moved(self, device)
@@ -101,8 +108,12 @@ class WhisperTask:
         self.prompt: list[int] = list(self.tokenizer.prefix_tokens)
         self.end: int = int(self.tokenizer.eos_token_id)
         self.max_tokens = 448 if recipe.model.from_scratch is None else recipe.model.from_scratch.max_tokens
-        self._audio = AudioCache(recipe.data.cache_gb)
+        self._audio = open_cache(recipe.data)
         self._mel = LogMel(self.extractor)
+        self._noises = open_noises(recipe)
+        self._frozen = FrozenStates(recipe)
+        self._width = 0  # of the encoder
+        self._layers, self._layerdrop = (0, 0), (0.0, 0.0)  # of encoder and decoder, known once the model is built
 
     # ---- networks
 
@@ -113,10 +124,14 @@ class WhisperTask:
         else:
             model = _loaded(str(saved), None, torch.float32, self.recipe.model.attention)
         self.max_tokens = int(model.config.max_target_positions)
+        self._width = int(model.config.d_model)
+        self._layers = (len(model.model.encoder.layers), len(model.model.decoder.layers))
+        self._layerdrop = (float(model.config.encoder_layerdrop), float(model.config.decoder_layerdrop))
         # sinusoids, fixed in the paper; loading from a file would quietly make them trainable (transformers 5.23)
         model.model.encoder.embed_positions.requires_grad_(False)
         if self.recipe.loop.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
+        self._frozen.watch(model.model.encoder, model.config)
         return Parts(hub.adapted(model, lora, saved, LORA_TARGETS))
 
     def groups(self, module: nn.Module) -> Mapping[str, list[str]]:
@@ -140,12 +155,13 @@ class WhisperTask:
 
     def shape(self, example: Example, draw: Draw | None) -> Shape:
         """Lengths and draws of an utterance: augmentation that would not fit into the window is left out."""
-        how = self.recipe.augment
+        how = own(draw, self.recipe)
         n = samples_of(example.duration_s)
         if draw is None:
             return Shape(n, self._padded(n, self.recipe.eval.decode.window == "full"))
         rng = np.random.default_rng(draw.seed)
-        full = rng.random() < self.recipe.model.full_window_share
+        late = draw.done >= 1.0 - self.recipe.model.full_window_last - 1e-9
+        full = rng.random() < self.recipe.model.full_window_share and late
         speed = float(rng.choice(how.speed)) if how.speed else 1.0
         joined = []
         letters = len(example.text.encode())
@@ -168,9 +184,13 @@ class WhisperTask:
         return Size(shape.padded / RATE, shape.n_samples / RATE, letters)
 
     def load(self, examples: Sequence[Example], draws: Sequence[Draw | None]) -> Sequence[Utterance | Bad]:
-        return [self._load(e, d) for e, d in zip(examples, draws, strict=True)]
+        states: Sequence[Tensor | None] | None = None
+        if self._frozen.is_on and all(draws):
+            states = self._frozen.find(examples, self.shape(examples[0], draws[0]).padded, self._width)
+        states = states or [None] * len(examples)
+        return [self._load(e, d, s) for e, d, s in zip(examples, draws, states, strict=True)]
 
-    def _load(self, example: Example, draw: Draw | None) -> Utterance | Bad:
+    def _load(self, example: Example, draw: Draw | None, states_PD: Tensor | None) -> Utterance | Bad:
         shape = self.shape(example, draw)
         if shape.n_samples > self.window:
             return Bad(
@@ -179,23 +199,27 @@ class WhisperTask:
         parts = [example, *(p for _, p in shape.joined)]
         text = " ".join(" ".join(e.text.split()) for e in parts)
         try:
-            waves = [self._audio.read(e.audio, e.start_s, e.duration_s) for e in parts]
+            waves = [] if states_PD is not None else [self._audio.read(e.audio, e.start_s, e.duration_s) for e in parts]
         except AudioError as e:
             return Bad(example.id, e.message)
-        wave_T = waves[0]
+        wave_T = waves[0] if waves else np.zeros(0, dtype=np.float32)
         tokens = [*self.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids, self.end]
         if len(self.prompt) + len(tokens) - 1 > self.max_tokens and draw is not None:
             return Bad(example.id, f"a transcript of {len(tokens)} tokens does not fit the decoder's {self.max_tokens}")
         freq: Spans = []
         time: Spans = []
-        if draw is not None:
+        if draw is not None and waves:
             rng = np.random.default_rng([draw.seed, 1])
             for (gap, _), wave in zip(shape.joined, waves[1:], strict=True):
                 wave_T = np.concatenate([wave_T, np.zeros(gap, dtype=np.float32), wave])
-            wave_T = augmented(wave_T, shape.speed, self.recipe.augment, rng)
+            how = own(draw, self.recipe)
+            wave_T = augmented(wave_T, shape.speed, how, rng, noise_of(how, self._noises))
             frames = shape.n_samples // (SAMPLES_A_POSITION // 2)
-            freq, time = spans(self.recipe.augment.spec, int(self.extractor.feature_size), frames, rng)
-        return Utterance(example.id, fit(wave_T, shape.n_samples), shape.padded, tokens, freq, time)
+            freq, time = spans(how.spec, int(self.extractor.feature_size), frames, rng)
+        kept = self._kept(draw)
+        wave_T = fit(wave_T, shape.n_samples) if waves else wave_T
+        source = example if draw is not None and self._frozen.is_on else None
+        return Utterance(example.id, wave_T, shape.padded, tokens, freq, time, kept, source, states_PD)
 
     def collate(self, items: Sequence[Utterance]) -> WhisperBatch:
         length = len(self.prompt) - 1 + max(len(i.tokens) for i in items)
@@ -208,6 +232,7 @@ class WhisperTask:
             index += range(first, first + len(item.tokens))
             labels += item.tokens
             rows += [b] * len(item.tokens)
+        known = [i.states_PD for i in items if i.states_PD is not None]
         return WhisperBatch(
             ids=[i.id for i in items],
             counts={"ce": len(labels)},
@@ -218,6 +243,9 @@ class WhisperTask:
             label_row_K=torch.tensor(rows),
             freq_spans=stack_spans([i.freq_spans for i in items]),
             time_spans=stack_spans([i.time_spans for i in items]),
+            kept_BN=torch.tensor([i.kept for i in items], dtype=torch.bool).reshape(len(items), -1),
+            states_BPD=torch.stack(known) if len(known) == len(items) else torch.empty(0),
+            sources=tuple(i.source for i in items if i.source is not None),
         )
 
     def dummy(self, n: int, seconds: float, tokens: int) -> WhisperBatch:
@@ -228,18 +256,29 @@ class WhisperTask:
     # ---- a batch, on the device
 
     def prepare(self, batch: WhisperBatch, parts: Parts, train: bool) -> WhisperBatch:
+        if batch.states_BPD.numel():
+            return batch
         parameter = next(parts.module.parameters())
         mel_BMF = self._mel.to(batch.wave_BT.device)(batch.wave_BT)
         if train and batch.freq_spans.shape[1] + batch.time_spans.shape[1]:
             mel_BMF = mask_spans(mel_BMF, batch.freq_spans, batch.time_spans)
-        return replace(batch, mel_BMF=mel_BMF.to(parameter.dtype))
+        mel_BMF = mel_BMF.to(parameter.dtype)
+        if train and batch.sources:
+            encoder, padded = plain(parts.module).model.encoder, batch.wave_BT.shape[1]
+            with autocast(resolved_precision(self.recipe.loop), mel_BMF.device):
+                states = self._frozen.encode(batch.sources, padded, lambda b: encode(encoder, mel_BMF[b : b + 1]))
+            return replace(batch, states_BPD=states)
+        return replace(batch, mel_BMF=mel_BMF)
 
     def losses(self, module: nn.Module, batch: WhisperBatch) -> dict[str, Tensor]:
         model = plain(module)
-        states_BPD = encode(model.model.encoder, batch.mel_BMF)
-        hidden_BLD = model.model.decoder(
-            input_ids=batch.input_BL, encoder_hidden_states=states_BPD, use_cache=False
-        ).last_hidden_state
+        kept_BN = batch.kept_BN if module.training else None
+        n = self._layers[0]
+        if batch.states_BPD.numel():
+            states_BPD = batch.states_BPD
+        else:
+            states_BPD = encode(model.model.encoder, batch.mel_BMF, kept_BN)
+        hidden_BLD = read(model.model.decoder, batch.input_BL, states_BPD, None if kept_BN is None else kept_BN[:, n:])
         labelled_KD = hidden_BLD.flatten(0, 1).index_select(0, batch.label_index_K)
         logits_KV = model.proj_out(labelled_KD)
         if logits_KV.dtype != torch.float64:
@@ -277,24 +316,58 @@ class WhisperTask:
 
     # ---- helpers
 
+    def _kept(self, draw: Draw | None) -> list[bool]:
+        """LayerDrop (Fan et al., 2020) of a training draw: which layers are passed, encoder first."""
+        if draw is None or not any(self._layerdrop):
+            return []
+        chance = np.repeat(self._layerdrop, self._layers)
+        return [bool(x) for x in np.random.default_rng([draw.seed, 4]).random(len(chance)) >= chance]
+
     def _padded(self, n_samples: int, full: bool) -> int:
         if full:
             return self.window
         return min(self.window, padded_samples(n_samples, self.recipe.data.edge_s, SAMPLES_A_POSITION))
 
 
-def encode(encoder: Any, mel_BMF: Tensor) -> Tensor:
-    """(B, M, F) → (B, P, D) for any even number of frames; at the window's own length equal to the stock forward."""
+def encode(encoder: Any, mel_BMF: Tensor, kept_BN: Tensor | None = None) -> Tensor:
+    """(B, M, F) → (B, P, D) for any even number of frames; at the window's own length equal to the stock forward.
+
+    LayerDrop is an utterance's: what it does not keep of a layer is computed and not taken, so that no neighbour, no
+    cut and no number of ranks changes what it yields, and every rank has a gradient for every layer.
+    """
     x_BDP = F.gelu(encoder.conv2(F.gelu(encoder.conv1(mel_BMF))))
     x_BPD = x_BDP.permute(0, 2, 1)
     x_BPD = x_BPD + encoder.embed_positions.weight[: x_BPD.shape[1]]
     x_BPD = F.dropout(x_BPD, encoder.dropout, encoder.training)
-    for layer in encoder.layers:
-        if encoder.training and encoder.layerdrop > 0 and float(torch.rand([])) < encoder.layerdrop:
-            continue
-        x_BPD = layer(x_BPD, None)
+    for n, layer in enumerate(encoder.layers):
+        x_BPD = _passed(layer(x_BPD, None), x_BPD, kept_BN, n)
     states_BPD: Tensor = encoder.layer_norm(x_BPD)
     return states_BPD
+
+
+def read(decoder: Any, input_BL: Tensor, states_BPD: Tensor, kept_BN: Tensor | None = None) -> Tensor:
+    """(B, L) tokens, all of whose positions are there → (B, L, D), equal to the stock forward in training.
+
+    Which asks the device at every call whether several texts are packed in a row (transformers 5.23), and waits.
+    """
+    L = input_BL.shape[1]
+    x_BLD = decoder.embed_tokens(input_BL) + decoder.embed_positions.weight[:L]
+    x_BLD = F.dropout(x_BLD, decoder.dropout, decoder.training)
+    mask_LL = None  # sdpa and its kin know by themselves that this is causal
+    if decoder.config._attn_implementation == "eager":
+        mask_LL = torch.full((L, L), torch.finfo(x_BLD.dtype).min, dtype=x_BLD.dtype, device=x_BLD.device).triu(1)
+        mask_LL = mask_LL[None, None]
+    for n, layer in enumerate(decoder.layers):
+        passed_BLD = layer(x_BLD, mask_LL, encoder_hidden_states=states_BPD, use_cache=False)
+        x_BLD = _passed(passed_BLD, x_BLD, kept_BN, n)
+    hidden_BLD: Tensor = decoder.layer_norm(x_BLD)
+    return hidden_BLD
+
+
+def _passed(after: Tensor, before: Tensor, kept_BN: Tensor | None, n: int) -> Tensor:
+    if kept_BN is None or not kept_BN.shape[1]:
+        return after
+    return torch.where(kept_BN[:, n, None, None], after, before)
 
 
 def _processor(recipe: WhisperRecipe) -> Any:
