@@ -41,7 +41,7 @@ class Nf4Linear(nn.Linear):
             small, of_small = _in_eight_bits(scales - mean)
             buffers |= {"scales": small, "of_scales": of_small, "mean": mean}
         for name, value in buffers.items():
-            self.register_buffer(name, value, persistent=False)
+            self.register_buffer(name, value, persistent=name != "table")  # what a hash of the weights must see
 
     def forward(self, x_BI: Tensor) -> Tensor:
         kind = x_BI.device.type

@@ -71,6 +71,16 @@ def test_a_layer_in_nf4_passes_on_the_gradient_of_the_layer_that_it_stands_for()
         assert layer(x).dtype == torch.bfloat16
 
 
+def test_what_a_layer_in_nf4_holds_tells_it_from_every_other() -> None:
+    """Twice a matrix has the same four bits, under other scales: a hash of the weights must see them."""
+    linear, double = nn.Linear(64, 4, bias=False), nn.Linear(64, 4, bias=False)
+    double.weight.data = 2 * linear.weight.data
+    for twice in (False, True):
+        one, two = (Nf4Linear(layer, double=twice).state_dict() for layer in (linear, double))
+        assert torch.equal(one["weight"], two["weight"])
+        assert any(not torch.equal(one[k], two[k]) for k in one)
+
+
 def test_weights_of_nothing_but_zeros_stay_zeros_and_bytes_are_counted_as_two() -> None:
     linear = nn.Linear(128, 2, bias=False)
     nn.init.zeros_(linear.weight)
