@@ -1,6 +1,6 @@
 """Who runs the pods' containers: the protocol of it, and one that runs none (for tests of the API alone)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -17,6 +17,15 @@ class News:
     pod: str
     boot: int
     line: str | None
+
+
+@dataclass(frozen=True)
+class Entrance:
+    """How a shell in a pod is started."""
+
+    argv: Sequence[str]
+    env: Mapping[str, str]
+    cwd: str
 
 
 class Backend(Protocol):
@@ -36,6 +45,10 @@ class Backend(Protocol):
 
     def volume_dir(self, volume: str) -> Path:
         """Where a network volume is on this machine."""
+        ...
+
+    def entrance(self, pod: Pod) -> Entrance | None:
+        """How a shell in a pod that runs is started; None where none can be."""
         ...
 
     def close(self) -> None: ...
@@ -62,6 +75,9 @@ class NoContainers:
         folder = self._root / "volumes" / volume
         folder.mkdir(parents=True, exist_ok=True)
         return folder
+
+    def entrance(self, pod: Pod) -> Entrance | None:
+        return None
 
     def close(self) -> None:
         pass

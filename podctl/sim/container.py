@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from podctl.sim import effects as do
-from podctl.sim.backend import News
+from podctl.sim.backend import Entrance, News
 from podctl.sim.processes import MARK, Process, end_all, tree
 from podctl.sim.records import Pod
 from podctl.sim.shapes import Outlook
@@ -51,7 +51,7 @@ class ProcessBackend:
         self.sshd, self._given = need_sshd(), given
         self.root = root
         self.pods = Path(tempfile.mkdtemp(prefix="pcsim-", dir="/tmp"))  # short, for sockets; needs no quotes in `args`
-        self.outlook = Outlook("127.0.0.1", current_user(), self.real_mount, {"PODCTL_PYTHON": sys.executable})
+        self.outlook = Outlook(user=current_user(), mount_dir=self.real_mount, env={"PODCTL_PYTHON": sys.executable})
         self.strangers: list[StrangerSshd] = []
         self.prepare()
         self._containers: dict[str, Container] = {}
@@ -118,6 +118,11 @@ class ProcessBackend:
         with contextlib.suppress(OSError, ValueError):
             return None if (self.home(pod_id) / "ended").exists() else int((self.home(pod_id) / "main").read_text())
         return None
+
+    def entrance(self, pod: Pod) -> Entrance:
+        """How a shell in it is started, with its first process's environment."""
+        env = {**pod.wish.env, **self._given(pod), **self.environment(pod), "TERM": "xterm"}
+        return Entrance(["/bin/sh", "-i"], env, str(self.disk_dir(pod.id) / "root"))
 
     def close(self) -> None:
         for id in list(self._containers):

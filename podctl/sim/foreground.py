@@ -44,7 +44,7 @@ def run(order: Order, ui: Ui) -> int:
         try:
             cloud = Sim(
                 root, rate=order.rate, faults=faults, stock=stock, timing=Timing.real(), seed=order.seed,
-                balance_usd=order.balance_usd, port=order.port, guard_tick_s=1.0,
+                balance_usd=order.balance_usd, port=order.port, guard_tick_s=1.0, proxy=True,
             )  # fmt: skip
         except OSError as e:
             raise BadInput(

@@ -204,7 +204,7 @@ class GraphQl:
             "imageName": wish.image,
             "env": [f"{k}={v}" for k, v in {**self.outlook.env, **wish.env}.items()],
             "machineId": pod.host,
-            "machine": {"podHostId": f"{pod.id}-{pod.host[:8]}", "gpuDisplayName": gpu.name},
+            "machine": {"podHostId": pod.token, "gpuDisplayName": gpu.name},
             "containerDiskInGb": wish.disk_gb,
             "costPerHr": 0.0 if pod.status == EXITED else pod.usd_per_hour,
             "desiredStatus": DESIRED.get(pod.status, RUNNING),

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from podctl.errors import MissingHere
+from podctl.sim.backend import Entrance
 from podctl.sim.container import HERE, ProcessBackend
 from podctl.sim.processes import MARK
 from podctl.sim.records import Pod
@@ -40,7 +41,12 @@ class NamespaceBackend(ProcessBackend):
         reason = why_not()
         if reason:
             raise MissingHere(f"pods with walls can't be made here: {reason}", "leave the backend at process")
-        self.outlook = Outlook("127.0.0.1", "root", None, {"PODCTL_PYTHON": sys.executable})
+        self.outlook = Outlook(env={"PODCTL_PYTHON": sys.executable})
+
+    def entrance(self, pod: Pod) -> Entrance:
+        inside = super().entrance(pod)
+        argv = ["nsenter", "-t", str(self.main_pid(pod.id)), "-m", "-u", "-i", "-p", "--", "/bin/sh", "-i"]
+        return Entrance(argv, inside.env, "/")
 
     def lay_out(self, pod: Pod) -> None:
         home, disk = self.home(pod.id), self.disk_dir(pod.id)

@@ -1,5 +1,6 @@
 """What the cloud keeps of a pod and of a network volume."""
 
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -114,6 +115,11 @@ class Pod:
     @property
     def is_paid_compute(self) -> bool:
         return self.status in (PROVISIONING, STARTING, RUNNING, ERROR)
+
+    @property
+    def token(self) -> str:
+        """Its user name at the provider's proxy: itself, and its machine as eight hexadecimal digits."""
+        return f"{self.id}-{zlib.crc32(self.host.encode()):08x}"
 
     @property
     def has_own_disk(self) -> bool:

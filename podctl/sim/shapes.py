@@ -19,6 +19,7 @@ class Outlook:
 
     ip: str = "127.0.0.1"
     user: str = "root"
+    proxy: tuple[str, int] = ("ssh.runpod.io", 22)
     mount_dir: Callable[[Pod], str] | None = None  # where a volume really is; None: where it was asked for
     env: Mapping[str, str] = field(default_factory=dict)  # shown among the pod's own
 
@@ -30,7 +31,6 @@ def pod_json(pod: Pod, t: float, outlook: Outlook) -> dict[str, Any]:
     has_machine = pod.status in (STARTING, RUNNING, EXITED) or (pod.status == ERROR and pod.started_at is not None)
     port = _shown_port(pod)
     direct = _endpoint(outlook.ip, port, outlook.user) if port and pod.wants_ssh else None
-    token = f"{pod.id}-{pod.host[:8]}"
     return {
         "id": pod.id,
         "name": wish.name,
@@ -47,7 +47,7 @@ def pod_json(pod: Pod, t: float, outlook: Outlook) -> dict[str, Any]:
         "cloud": wish.cloud,
         "dataCenterId": pod.data_center if pod.status != PROVISIONING else None,
         "cudaVersion": pod.cuda if has_machine else None,
-        "ssh": {"proxy": _proxy(token) if has_machine else None, "direct": direct},
+        "ssh": {"proxy": _proxy(pod.token, outlook.proxy) if has_machine else None, "direct": direct},
         "template": None,
         "cost": 0.0 if pod.status in (EXITED, TERMINATED) else pod.usd_per_hour,
         "locked": pod.locked,
@@ -141,8 +141,9 @@ def _endpoint(host: str, port: int, user: str) -> dict[str, Any]:
     return {"host": host, "port": port, "username": user, "command": f"ssh {user}@{host} -p {port}"}
 
 
-def _proxy(token: str) -> dict[str, Any]:
-    return {"host": "ssh.runpod.io", "port": 22, "username": token, "command": f"ssh {token}@ssh.runpod.io"}
+def _proxy(token: str, at: tuple[str, int]) -> dict[str, Any]:
+    command = f"ssh {token}@{at[0]}" + f" -p {at[1]}" * (at[1] != 22)
+    return {"host": at[0], "port": at[1], "username": token, "command": command}
 
 
 def _runtime(pod: Pod, t: float, port: int, outlook: Outlook) -> dict[str, Any]:

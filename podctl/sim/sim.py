@@ -9,11 +9,12 @@ with Sim(tmp_path, faults=[Fault("sold-out", times=1)]) as sim:
 import contextlib
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from podctl.sim.backend import Backend, NoContainers
+from podctl.sim.backend import Backend, Entrance, NoContainers
 from podctl.sim.catalogue import Catalogue, Stock
 from podctl.sim.clock import LOOK_S, VirtualClock
 from podctl.sim.cloud import Cloud, summary
@@ -33,7 +34,8 @@ ACCOUNT_KEY = "rpa_SIM0ACCOUNT0KEY0OF0NOBODY0000000"
 class Sim:
     """One cloud, one account. Its files are below `root`; `backend` is "process", "namespaces" or "none".
 
-    `rate` 60 lets a minute go by in a second; `advance` moves time at once. `seed` names every id and every choice.
+    With `proxy` the provider's SSH proxy answers too: a shell for a person. `rate` 60 lets a minute go by in a second;
+    `advance` moves time at once. `seed` decides every id and every choice.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class Sim:
         guard_tick_s: float = 0.05,
         port: int = 0,
         pod_env: Mapping[str, str] | None = None,
+        proxy: bool = False,
     ) -> None:
         root = root.resolve()
         root.mkdir(parents=True, exist_ok=True)
@@ -65,6 +68,7 @@ class Sim:
         self._lock = threading.RLock()
         self._closing = threading.Event()
         self.backend = self._backend(backend)
+        self._proxy = self._open_proxy() if proxy else None
         self.cloud = Cloud(
             self.clock.now, catalogue=catalogue, stock=stock, faults=self.faults, timing=timing, seed=seed,
             balance_usd=balance_usd, spend_limit_usd=spend_limit_usd, next_port=self.backend.next_port,
@@ -84,6 +88,8 @@ class Sim:
         self._thread.join()
         self._web.__exit__(None, None, None)
         self.clock.__exit__(None, None, None)
+        if self._proxy is not None:
+            self._proxy.close()
         with self._lock:
             self.backend.close()
 
@@ -186,6 +192,19 @@ class Sim:
             return NoContainers(self.root)
         return (NamespaceBackend if name == "namespaces" else ProcessBackend)(self.root, self._env_of)
 
+    def _open_proxy(self) -> Any:
+        """The provider's way to a shell, for a person; where no proxy is asked for, answers name the real one."""
+        from podctl.sim.proxy import ShellProxy
+
+        def enter(user: str) -> Entrance | None:
+            with self._lock:
+                pods = [p for p in self.cloud.pods.values() if p.token == user and p.status == "RUNNING"]
+                return self.backend.entrance(pods[0]) if pods else None
+
+        proxy = ShellProxy(enter, lambda: list(self.cloud.ssh_keys))
+        self.backend.outlook = replace(self.backend.outlook, proxy=("127.0.0.1", proxy.port))
+        return proxy
+
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         """The cloud as it is now; what was asked of it is done before anybody else looks."""
@@ -212,7 +231,7 @@ class Sim:
             "PODCTL_CLOCK_FILE": str(self.clock.path),
             "PODCTL_GUARD_TICK_S": str(self._tick_s),
             "RUNPOD_POD_ID": pod.id,
-            "RUNPOD_POD_HOSTNAME": f"{pod.id}-{pod.host[:8]}",
+            "RUNPOD_POD_HOSTNAME": pod.token,
             "RUNPOD_API_KEY": pod.key,
             "RUNPOD_DC_ID": pod.data_center,
             "RUNPOD_GPU_COUNT": str(pod.wish.count),

@@ -2,6 +2,7 @@
 
 import contextlib
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -36,7 +37,7 @@ class Web:
             def log_message(self, format: str, *args: Any) -> None:
                 pass
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+        self._server = _Server(("127.0.0.1", port), Handler)
         self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, args=(LOOK_S,), name="sim-web", daemon=True)
 
@@ -100,3 +101,11 @@ class Web:
         with contextlib.suppress(OSError):
             handler.connection.shutdown(socket.SHUT_RDWR)
         handler.close_connection = True
+
+
+class _Server(ThreadingHTTPServer):
+    """Bears clients that leave in the middle of an answer: whoever follows a log does, every time."""
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)

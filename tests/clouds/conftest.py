@@ -4,7 +4,10 @@ import pytest
 from support.cloud import Api, Laptop
 from support.openapi import OpenApi
 
+from podctl.sim.records import Timing
 from podctl.sim.sim import Sim
+
+QUICK = Timing(provision_s=0.02, start_s=0.02, address_s=0.02, stop_grace_s=0.2)
 
 
 @pytest.fixture(scope="session")
@@ -27,7 +30,7 @@ def api(sim: Sim) -> Api:
 @pytest.fixture
 def real(tmp_path: Path):
     """A cloud whose pods run."""
-    with Sim(tmp_path / "sim") as sim:
+    with Sim(tmp_path / "sim", timing=QUICK) as sim:
         yield sim
 
 

@@ -3,11 +3,16 @@
 import json
 import random
 import re
+import socket
+import struct
+import threading
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
 from support.cloud import GPU, Api, wish
+from support.pod import wait_until
 
 import podctl.sim
 from podctl.sim import bodies
@@ -242,6 +247,19 @@ def test_a_pods_own_key_may_what_it_was_given_and_to_that_pod_alone(tmp_path, ri
         assert own.act(id, "stop").status == stop
         Api(sim).delete(f"/pods/{id}")
         assert own.get(f"/pods/{id}").status == 401
+
+
+def test_a_client_that_leaves_in_the_middle_of_an_answer_is_no_word_worth(sim, api, capfd):
+    id = api.create()
+    for _ in range(5):
+        with socket.create_connection(urlsplit(sim.url).netloc.split(":")) as s:
+            s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a close that says so at once
+            head = f"GET /v2/pods/{id}/logs HTTP/1.1\r\nHost: x\r\nUser-Agent: t\r\nAuthorization: Bearer {api.key}"
+            s.sendall(f"{head}\r\n\r\n".encode())
+            s.recv(10)
+        sim.cloud.container_said(id, "a line")  # which is what it would have been sent
+    wait_until(lambda: not [t for t in threading.enumerate() if "process_request_thread" in t.name], "all have left")
+    assert capfd.readouterr().err == ""
 
 
 def test_keys_are_in_no_record(sim):

@@ -8,6 +8,7 @@ from support.cloud import Api
 from support.pod import is_alive, wait_until
 
 from podctl.sim import namespaces
+from podctl.sim.records import Timing
 from podctl.sim.sim import Sim
 
 pytestmark = pytest.mark.skipif(bool(namespaces.why_not()), reason=namespaces.why_not())
@@ -15,7 +16,7 @@ pytestmark = pytest.mark.skipif(bool(namespaces.why_not()), reason=namespaces.wh
 
 @pytest.fixture
 def walled(tmp_path):
-    with Sim(tmp_path / "sim", backend="namespaces") as sim:
+    with Sim(tmp_path / "sim", backend="namespaces", timing=Timing(0.02, 0.02, 0.02)) as sim:
         yield sim
 
 
@@ -44,6 +45,7 @@ def test_a_pod_sees_a_root_of_its_own_and_its_volume_where_it_asked_for_it(walle
     assert "No such file" in laptop.ssh(pod, "ls /usr/mine").stderr
 
 
+@pytest.mark.slow
 def test_a_pod_with_walls_goes_by_the_clouds_clock_and_ends_itself(walled):
     code = """
 import os, sys, time, http.client, json, urllib.parse
@@ -65,6 +67,7 @@ time.sleep(1000)
     assert not any(is_alive(p) for p in pids)
 
 
+@pytest.mark.slow
 def test_after_a_crash_the_disk_is_kept_and_the_memory_disk_is_new(walled):
     script = "echo start $(ls /root) $(ls /dev/shm); touch /root/mark /dev/shm/mark; (setsid sleep 1000 &); sleep 0.1"
     id = Api(walled).create(args=f"sh -c {shlex.quote(script)}")
