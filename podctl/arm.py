@@ -104,7 +104,7 @@ def hold(host: Host, facts: Facts, tool_dir: PurePosixPath, guard_dir: PurePosix
     result = host.run(argv, timeout_s=20)
     if not result.ok:
         said = (answer_of(result.stdout) or {}).get("error") or result.stderr.strip()
-        raise PodctlError(f"the watchdog on {host.name} does not keep it: {said}")
+        raise PodctlError(f"the watchdog on {host.name} does not keep it: {said}", "again in a minute")
 
 
 def others_on(run: Run, host: Host) -> list[str]:

@@ -65,7 +65,7 @@ def reap_these(machines: Sequence[Machine], ui: Ui, *, yes: bool, rest: int) -> 
             ask(ui, f"{m.pod.name} is {'without a network volume' if m.is_ours else m.owner + chr(39) + 's'}",
                 m.pod.name, yes=False)  # fmt: skip
         if len(foreign) < len(machines) and not ui.confirm(f"end {len(machines)} of them?"):
-            raise Cancelled("nothing was ended")
+            raise Cancelled("nothing was ended", "podctl pods shows what is rented")
     clock, ledger, left = clock_from_env(), open_ledger(), []
     for m in machines:
         provider = provider_named(m.pod.provider)
@@ -91,4 +91,4 @@ def ask(ui: Ui, what: str, name: str, *, yes: bool) -> None:
         return
     ui.warn(what)
     if ui.ask(f"type {name} to end it:") != name:
-        raise Cancelled("nothing was ended")
+        raise Cancelled("nothing was ended", "podctl pods shows what is rented")

@@ -92,7 +92,7 @@ class SshSection(Part):
 class PodSection(Part):
     """`pod:`, the machine and what it may cost."""
 
-    provider: str = Field(default="local", description="who rents it out: local, ssh")
+    provider: str = Field(default="local", description="who rents it out: local, ssh, runpod")
     ssh: SshSection | None = Field(default=None, description="with provider: ssh, how to reach the machine")
     gpu: tuple[str, ...] = Field(default=(), description="names of GPUs, ranked: the first that is to be had")
     gpu_count: int = Field(default=1, ge=1, le=64, description="GPUs of one machine")

@@ -24,6 +24,7 @@ from podctl.place import gather_there, guard_place, over_already, recorder, take
 from podctl.pods import Pod, Run
 from podctl.prepare import Prepared
 from podctl.project import Project
+from podctl.proofs import note_endings
 from podctl.sending import answer_of, send_tool, send_tree
 from podctl.settings import state_dir
 from podctl.shell import CtrlC
@@ -70,6 +71,8 @@ def launch(
             if not pod.is_here and place.ready is None:
                 ui.done(f"{host.name} answered after {duration(clock.now() - begun)}")
             tool_dir = send_tool(host, facts, stamp, tool)
+            if place.ready is not None and p.choice.resumes is not None:
+                note_endings(host, Volume(pod.volume_dir).run(p.plan.run_id), book, p.provider.name, record)
             if place.ready is not None and over_already(p, host, pod):
                 undo.pop_all()
                 run = book.runs()[p.plan.run_id]

@@ -16,6 +16,7 @@ from podctl.host import Host, host_of
 from podctl.ledger import Event, Ledger
 from podctl.pods import Boot, Pod, Run
 from podctl.prepare import Prepared
+from podctl.proofs import proofs_of
 from podctl.providers.base import Provider
 from podctl.ready import Ready
 from podctl.rent import Renting
@@ -130,6 +131,7 @@ def guard_place(
     assert announced.guard_dir is not None
     try:
         verdict = arm(place.host, facts, tool_dir, announced.guard_dir, claim)
+        verdict = verdict.drilled(proofs_of(runs.open_ledger(), p.provider.name))
         if idle:
             hold(place.host, facts, tool_dir, announced.guard_dir, p.plan.run_id, deadline_s)
     except PodctlError as e:

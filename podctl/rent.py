@@ -147,7 +147,7 @@ class Renting:
             self._ui.warn(f"{e.message}: looking whether it was made")
             made = self._reconciled(wish, e)
             if made is None:
-                raise NoCapacity(f"no pod was made: {e.message}") from e
+                raise NoCapacity(f"no pod was made: {e.message}", "again in a moment") from e
             self._record(events.RECONCILED, made)
             return made
         except KeyboardInterrupt:  # the call was on its way: it may have made one

@@ -214,7 +214,7 @@ class Watchdog:
     def _end(self, act: Act) -> None:
         """Evidence first, bounded; then every route in turn, again and again, for as long as this pod lives."""
         self._say("{}: {}".format(act.why, act.end))
-        tried: List[Dict[str, str]] = []
+        tried: List[Dict[str, Any]] = []
         self._write_ending(act, tried)
         for limited in [c for _, c in self._children.values()] + list(self._savers.values()):
             limited.kill()
@@ -230,7 +230,9 @@ class Watchdog:
                     answer = routes.ask_to_end(route, self._me, how)
                     self._good_at = time.monotonic()
                     self._say("{} by {}: {}".format(how, route.name, answer.words))
-                    tried.append({"route": route.name, "answer": "{}: {}".format(how, answer.words)})
+                    tried.append(
+                        {"route": route.name, "answer": "{}: {}".format(how, answer.words), "accepted": answer.accepted}
+                    )
                     self._write_ending(act, tried[-30:])
                     if answer.accepted:
                         accepted.add(how)
@@ -246,7 +248,7 @@ class Watchdog:
                 if self._is_of_another_boot():
                     return
 
-    def _write_ending(self, act: Act, tried: List[Dict[str, str]]) -> None:
+    def _write_ending(self, act: Act, tried: List[Dict[str, Any]]) -> None:
         value = {"schema": SCHEMA, "boot": self._boot.boot, "by": "watchdog", "why": act.why, "how": act.end}
         try:
             write_json(self._files.ending, dict(value, at=self._clock.now(), tried=tried))
