@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from podctl.books import close_pod, cost_until
+from podctl.books import close_pod, close_unseen, cost_until
 from podctl.errors import BadInput, Cancelled, PodctlError, PodGone, Unreachable
 from podctl.fleet import Machine
 from podctl.ledger import GONE, Ledger
@@ -25,10 +25,16 @@ def down_run(w: "Watcher", ledger: Ledger, *, yes: bool) -> int:
     run = w.run
     if not run.is_rented:
         raise BadInput(f"{run.id} is on a machine that nobody rented", f"podctl stop {run.id} ends the run")
+    if not run.pod:
+        raise BadInput(f"{run.id} never had a pod that is known", "podctl pods shows what is rented")
     provider = provider_of(run)
     pod = provider.get(run.pod)
     if pod.state == "gone":
-        return w.pod_is_gone(PodGone(f"{run.pod_name} is gone already"), ledger) if run.gone_at is None else 0
+        if run.gone_at is None and run.launched_at is not None:
+            return w.pod_is_gone(PodGone(f"{run.pod_name} is gone already"), ledger)
+        close_unseen(run, ledger, provider, w.clock.now())
+        w.ui.note(f"{run.pod_name or run.id} is gone already")
+        return 0
     if not pod.volume:
         ask(w.ui, f"{pod.name} has no network volume: all of {run.id} dies with it", pod.name, yes=yes)
     if pod.state == "running" and run.launched_at is not None:

@@ -74,6 +74,8 @@ def inside(run: Run, job: Mapping[str, Any], machine: Mapping[str, Any]) -> Insi
 def look_inside(run: Run, host: Host) -> Inside:
     """Ask the machine, once. Raises PodctlError where the run never began there, Unreachable."""
     if "run_dir" not in run.detail:
+        if run.is_rented and run.pod and run.gone_at is None:  # `podctl up`: a machine without a run
+            return Inside("", "", (), {})
         raise PodctlError(f"{run.id} never began", "podctl train starts it")
     where = run_dir(run)
     told = host.run(["sh", "-c", _READ, "sh", str(where.job), str(where.env)]).stdout.split("\0")
@@ -93,7 +95,8 @@ def enter(run: Run, ui: Ui, *, tmux: bool = False) -> int:
         ui.note("the run's own screen, to look at: Ctrl-b d leaves it")
         return host.terminal(argv)
     place = look_inside(run, host)
-    ui.note(f"{host.name}, {place.source_dir or place.run_dir}: exit leaves, the run goes on")
+    what = "the run goes on" if place.run_dir else "the pod stays on, and costs"
+    ui.note(f"{host.name}, {place.source_dir or place.run_dir or 'its home'}: exit leaves, {what}")
     return host.terminal(place.argv(LOGIN_SHELL))
 
 
