@@ -10,6 +10,7 @@ from typing import Any
 from podctl import ledger as events
 from podctl import runs, source
 from podctl.arm import Claim, arm, hold
+from podctl.books import close_unseen
 from podctl.errors import LimitReached, NoRights, PodctlError, Unreachable
 from podctl.facts import Facts, gather, refuse_what_is_missing, whole
 from podctl.host import Host, host_of
@@ -54,6 +55,12 @@ def take_place(p: Prepared, record: Callable[..., None], ui: Ui, clock: Clock, u
         record(events.STARTED, pod, started_at=pod.started_at, rents=False)
         undo.callback(give_back, p.provider, pod, record)
         return Place(pod, host_of(pod))
+    before = p.choice.resumes
+    if before is not None and before.is_rented and before.pod and before.gone_at is None:
+        state = p.provider.get(before.pod).state
+        if state in ("gone", "stopped"):  # it ended while nobody looked: its bill, before there is another
+            event = events.GONE if state == "gone" else events.STOPPED
+            close_unseen(before, runs.open_ledger(), p.provider, clock.now(), event=event)
     renting = Renting(p.provider, record, ui, clock)
     ready = renting.obtain(p.wish)
     undo.callback(renting.hand_back, ready.pod, is_new=ready.is_new)
@@ -67,7 +74,7 @@ def pod_detail(p: Prepared, ready: Ready) -> dict[str, Any]:
     begun = pod.started_at or pod.created_at
     endings = p.endings
     return {
-        "started_at": begun,
+        "started_at": paid_since(pod, is_new=ready.is_new),
         "rents": True,
         "pod_name": pod.name,
         "volume": pod.volume,
@@ -78,6 +85,12 @@ def pod_detail(p: Prepared, ready: Ready) -> dict[str, Any]:
         "state": "",
         **endings,
     }
+
+
+def paid_since(pod: Pod, *, is_new: bool) -> float | None:
+    """From when this boot of a pod costs: a new one from its create call, since nobody says that pulling its image is
+    free."""
+    return (pod.created_at if is_new else None) or pod.started_at or pod.created_at
 
 
 def gather_there(p: Prepared, place: Place, tree: str, stamp: str, clock: Clock) -> Facts:
@@ -185,7 +198,8 @@ def recorder(p: Prepared, book: Ledger, clock: Clock) -> Callable[..., None]:
         if pod is None or not bills:
             book.append(line)
             return
-        begun = pod.started_at or pod.created_at or now
-        book.append(line, replace(line, event=events.BILLED, usd=max(0.0, now - begun) / 3600 * usd_per_hour))
+        begun = paid_since(pod, is_new=bool(detail.get("is_new"))) or now
+        usd = 0.0 if pod.state in ("stopped", "gone") else max(0.0, now - begun) / 3600 * usd_per_hour
+        book.append(line, replace(line, event=events.BILLED, usd=usd, detail={}))
 
     return record

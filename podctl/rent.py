@@ -208,13 +208,13 @@ class Renting:
                 f"try again later, or podctl down {pod.id} to give it up",
             )
         self._end(pod, self.provider.terminate, is_new=is_new)
-        self._record(events.GONE, pod)
+        self._record(events.GONE, pod, is_new=is_new)
 
     def hand_back(self, pod: Pod, *, is_new: bool) -> None:
         """The end of a launch that failed: it is terminated, or stopped where its data lies on it alone."""
         keeps_data = not is_new and not pod.volume
         self._end(pod, self.provider.stop if keeps_data else self.provider.terminate, is_new=is_new)
-        self._record(events.STOPPED if keeps_data else events.GONE, pod)
+        self._record(events.STOPPED if keeps_data else events.GONE, pod, is_new=is_new)
 
     def _end(self, pod: Pod, how: Callable[[str], None], *, is_new: bool = False) -> None:
         end_pod(self.provider, pod, how, self._clock, is_young=is_new)

@@ -2,15 +2,18 @@
 
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
+from types import SimpleNamespace
 
 import pytest
+from support.renter import HandClock
 
 from podctl.books import close_unseen
 from podctl.errors import BadInput
 from podctl.fleet import LATE_S, fleet, named
 from podctl.ledger import Event, Ledger
+from podctl.place import recorder
 from podctl.podname import make_pod_name
-from podctl.pods import Pod, Run
+from podctl.pods import Can, Pod, Run
 
 NOW = 1_800_000_000.0
 RUN = "demo-700101-000000-beef"
@@ -97,3 +100,25 @@ def test_a_pod_that_ended_unseen_is_billed_by_its_provider_or_up_to_its_deadline
     close_unseen(run, ledger, Books(billed), NOW)  # another command that looked before
     after = ledger.runs()[RUN]
     assert (after.usd_billed, after.gone_at) == (pytest.approx(usd), NOW)
+
+
+def recorded(tmp_path: Path, pod: Pod, event: str, **detail: object) -> float:
+    """What the ledger bills for the end of a pod."""
+    provider = SimpleNamespace(name="fake", can=Can())
+    p = SimpleNamespace(
+        provider=provider, plan=SimpleNamespace(run_id=RUN), project=SimpleNamespace(id="p"), lineage="demo"
+    )
+    ledger, clock = Ledger(tmp_path / "ledger.jsonl"), HandClock()
+    clock.t = NOW
+    recorder(p, ledger, clock)(event, pod, **detail)  # type: ignore[arg-type]
+    return ledger.runs()[RUN].usd_billed
+
+
+def test_a_pod_that_is_given_back_is_billed_from_its_create_call_if_it_was_new_else_from_its_start(tmp_path: Path):
+    on = pod(created_at=NOW - 3600)  # started half an hour ago, $2 an hour
+    assert recorded(tmp_path / "new", on, "gone", is_new=True) == pytest.approx(2.0)
+    assert recorded(tmp_path / "old", on, "stopped", is_new=False) == pytest.approx(1.0)
+
+
+def test_a_switched_off_pod_that_is_given_back_was_billed_when_it_was_switched_off(tmp_path: Path):
+    assert recorded(tmp_path, pod(state="stopped", created_at=NOW - 3600), "gone") == 0.0

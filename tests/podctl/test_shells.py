@@ -4,16 +4,19 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from types import SimpleNamespace
 
 import pytest
 from support.machines import Machine, sshd_machine
 from support.person import converse
 from support.podctl_cli import COMMAND, REPO, Cli, wait_for
 
+from podctl import entering
 from podctl.entering import frames, inside
-from podctl.pods import Run
+from podctl.pods import Pod, Run
 from podctl.sshconfig import Entry, with_entry, with_include
+from podctl.ui import Ui
 from remote import piped
 
 UNKIND = bytes(range(256)) * 3 + b"\r\n\n\r\0\xff"
@@ -338,3 +341,18 @@ def test_input_that_a_command_does_not_read_is_no_hindrance():
 def test_the_machine_fixture_is_what_it_says(there: Cli):
     assert isinstance(there.machine, Machine)
     assert there.events()[0]["provider"] == "ssh"
+
+
+def test_where_only_a_providers_proxy_answers_a_shell_is_opened_and_what_it_lacks_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    log = tmp_path / "said"
+    (tmp_path / "proxied").write_text(f"#!/bin/sh\necho \"$@\" >'{log}'; exit 7\n")
+    (tmp_path / "proxied").chmod(0o755)
+    place = PurePosixPath("/workspace")
+    pod = Pod("fake", "p1", "pc-a-x", "running", 1.0, place, place, proxy=f"{tmp_path}/proxied p1-64411eb2@ssh.cloud")
+    monkeypatch.setattr(entering, "provider_of", lambda run: SimpleNamespace(name="fake", get=lambda pod_id: pod))
+    run = Run("x-1", "p", "x", "runpod", "", 1.0, pod="p1", detail={"rents": True})
+    assert entering.enter(run, Ui()) == 7
+    assert log.read_text() == "p1-64411eb2@ssh.cloud\n"
+    assert "without files, tunnels or commands" in capfd.readouterr().err
