@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from support.rented import BOOT_GRACE_S, FETCH_GRACE_S, LATE_S, Rented, paid_until, run_ended_at
+from support.rented import BOOT_GRACE_S, FETCH_GRACE_S, LATE_S, STEP_S, Rented, paid_until, run_ended_at
 
 from podctl.sim.faults import Fault
 
@@ -38,6 +38,8 @@ def test_killed_before_its_run_began_and_never_run_again_the_pod_ends_at_its_boo
         pod = r.sim.pod()
         assert pod.started_at is not None
         due = pod.started_at + BOOT_GRACE_S
+        r.let_time_pass(due - LATE_S - r.now, step_s=4 * STEP_S)
+        assert r.paid(), r.story()
         r.let_time_pass(due + 10 * LATE_S - r.now)
         late_s = paid_until(pod, r.now) - due
         claimed_s = (
