@@ -1,6 +1,6 @@
 """What a rented pod has cost, and the ledger's last word on it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,12 +10,19 @@ from podctl.ledger import Event, Ledger
 from podctl.pods import Run
 from podctl.providers.base import Provider
 from podctl.runs import View, provider_of
+from remote.clock import Clock
 
 
 def cost_until(run: Run, until: float) -> float:
-    """Dollars of the run's pod, from its start as its provider tells it to a Unix time of ours."""
+    """Dollars of the run's pod, from its start as its provider tells it to a Unix time of its provider's."""
     begun = run.started_at or until
     return max(0.0, until - begun) / 3600 * run.usd_per_hour
+
+
+def now_at(provider: Provider, clock: Clock) -> float:
+    """This moment by the provider's clock, which told when a pod began; by ours where it tells no time."""
+    tell: Callable[[], float] | None = getattr(provider, "now", None)
+    return tell() if tell is not None else clock.now()
 
 
 def close_pod(run: Run, ledger: Ledger, now: float, event: str, usd: float, **detail: Any) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from podctl.books import close_pod, close_unseen, cost_until
+from podctl.books import close_pod, close_unseen, cost_until, now_at
 from podctl.errors import BadInput, Cancelled, PodctlError, PodGone, Unreachable
 from podctl.fleet import Machine
 from podctl.ledger import GONE, Ledger
@@ -82,7 +82,7 @@ def reap_these(machines: Sequence[Machine], ui: Ui, *, yes: bool, rest: int) -> 
             continue
         run = ledger.runs().get(m.run)
         if run is not None and run.pod == m.pod.id:
-            close_pod(run, ledger, clock.now(), GONE, cost_until(run, clock.now()))
+            close_pod(run, ledger, clock.now(), GONE, cost_until(run, now_at(provider, clock)))
         if ui.as_json:
             ui.emit({"event": "ended", "pod": m.pod.id, "name": m.pod.name, "usd": round(m.usd, 4)})
         ui.done(f"{m.pod.name} is given back, {money(m.usd)}")

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from podctl import runs
-from podctl.errors import BadInput, PodGone
+from podctl.errors import BadInput, Busy, PodGone
 from podctl.experiment import Experiment
 from podctl.facts import gather
 from podctl.host import Host, host_of
@@ -18,6 +18,7 @@ from podctl.providers.base import Provider
 from podctl.trainer_check import check_training
 from podctl.yamls import read_yaml
 from remote.clock import Clock
+from remote.files import read_json
 from remote.rundir import SUCCEEDED
 
 
@@ -41,6 +42,7 @@ def choose(
     if before is not None and before.is_rented:
         state, host = standing(before, clock.now())
         if not force:
+            refuse_unfetched(before, state, podctl)
             differences = changes_since(before, host, experiment)
             if state in RESUMABLE and not same_volume(before, provider, experiment):
                 there = before.detail.get("wanted_volume") or before.pod_name
@@ -57,6 +59,18 @@ def choose(
             if moved is None and state in RESUMABLE and not same_machine(before, provider, experiment):
                 differences = [f"pod: it lies on {host.name}, and this names another machine", *differences]
     return choose_run(before, state, differences, force=force, new_id=new_id, podctl=podctl)
+
+
+def refuse_unfetched(run: Run, state: str, podctl: str) -> None:
+    """A success on a rented pod that nobody has looked at since: its results come first. Raises Busy."""
+    if state != SUCCEEDED or run.gone_at is not None:
+        return
+    told = read_json(runs.results_dir(run) / runs.run_dir(run).receipt.name)
+    if not isinstance(told, dict) or told.get("state") != SUCCEEDED:
+        raise Busy(
+            f"{run.id} succeeded, and its results are not here yet",
+            f"{podctl} attach {run.id} fetches them and gives its pod back; then again for a new run",
+        )
 
 
 def standing(run: Run, now: float) -> tuple[str, Host | None]:

@@ -9,7 +9,7 @@ PodctlError                  1   the run failed, or nothing better is known
 │   └── NothingSent          5   the request never left: nothing was made
 ├── Unreachable              6   the pod does not answer
 │   ├── Untrusted            6   another answers, or it lets none of our keys in: trying again is no use
-│   └── PodGone              6   its provider has it no more, or has stopped it
+│   └── PodGone              6   its provider has it no more, has stopped it, or calls it broken
 ├── LimitReached             7   a limit of the experiment ended the run
 ├── Busy                     8   the run is going already
 ├── MissingHere              9   something is missing on this machine
@@ -75,7 +75,7 @@ class Untrusted(Unreachable):
 
 
 class PodGone(Unreachable):
-    """Not for a moment: there is no such machine any more, or it is switched off (`state`: gone, stopped)."""
+    """Not for a moment: there is no such machine any more, it is switched off, or broken (`state`)."""
 
     def __init__(self, message: str, hint: str = "", state: str = "gone") -> None:
         super().__init__(message, hint)

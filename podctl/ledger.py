@@ -146,6 +146,7 @@ def _after(run: Run, e: Event) -> Run:
     run = replace(
         run,
         last_event=e.event,
+        last_at=e.t,
         pod=e.pod or run.pod,
         usd_per_hour=e.usd_per_hour or run.usd_per_hour,
         pod_name=str(e.detail.get("pod_name", run.pod_name)),

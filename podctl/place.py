@@ -10,7 +10,7 @@ from typing import Any
 from podctl import ledger as events
 from podctl import runs, source
 from podctl.arm import Claim, arm, hold
-from podctl.books import close_unseen
+from podctl.books import close_unseen, now_at
 from podctl.errors import LimitReached, NoRights, PodctlError, Unreachable
 from podctl.facts import Facts, gather, refuse_what_is_missing, whole
 from podctl.host import Host, host_of
@@ -198,8 +198,9 @@ def recorder(p: Prepared, book: Ledger, clock: Clock) -> Callable[..., None]:
         if pod is None or not bills:
             book.append(line)
             return
-        begun = paid_since(pod, is_new=bool(detail.get("is_new"))) or now
-        usd = 0.0 if pod.state in ("stopped", "gone") else max(0.0, now - begun) / 3600 * usd_per_hour
+        ended = now_at(p.provider, clock)
+        begun = paid_since(pod, is_new=bool(detail.get("is_new"))) or ended
+        usd = 0.0 if pod.state in ("stopped", "gone") else max(0.0, ended - begun) / 3600 * usd_per_hour
         book.append(line, replace(line, event=events.BILLED, usd=usd, detail={}))
 
     return record

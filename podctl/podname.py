@@ -21,6 +21,11 @@ class PodName:
     tail: str
     attempt: int = 0
     until: float | None = None
+    name: str = ""  # of the lineage, or what of it there was room for
+    is_cut: bool = False
+
+    def is_of_lineage(self, lineage: str) -> bool:
+        return lineage.startswith(self.name) if self.is_cut else lineage == self.name
 
     def is_of(self, run_id: str) -> bool:
         return run_id.endswith(self.tail)
@@ -46,4 +51,6 @@ def parse_pod_name(name: str) -> PodName | None:
             until = float(calendar.timegm(time.strptime(match["until"], "%y%m%d%H%M")))
         except ValueError:
             return None
-    return PodName(match["owner"], match["tail"], int(match["attempt"] or 0), until)
+    return PodName(
+        match["owner"], match["tail"], int(match["attempt"] or 0), until, match["name"], len(name) >= POD_NAME_MAX - 1
+    )

@@ -172,6 +172,7 @@ class Run:
     usd_billed: float = 0.0  # what ended pods cost
     attempts: int = 0
     last_event: str = ""
+    last_at: float = 0.0  # when that was
     detail: Mapping[str, object] = field(default_factory=dict)
 
     @property

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from podctl import ledger as events
-from podctl import shell, source
+from podctl import runs, shell, source
 from podctl.boot import make_boot
 from podctl.choosing import choose
-from podctl.errors import BadInput, MissingHere, NoRights
+from podctl.errors import BadInput, Busy, MissingHere, NoRights
 from podctl.experiment import Experiment, Hold, bad_file, read_experiment, seconds_of
 from podctl.plan import Choice, make_plan, without_effect
-from podctl.podname import make_pod_name
+from podctl.podname import make_pod_name, parse_pod_name
 from podctl.pods import Balance, Plan, PodSpec, Run
 from podctl.project import Project, find_project, working_dir
 from podctl.providers.base import Provider, provider_named
@@ -93,6 +93,7 @@ class Prepared:
             boot=make_boot(public, grace_s=guard.boot_grace_s, end=end, run_id=self.plan.run_id),
             known_pod=before.pod if before and not self.is_elsewhere(before) else "",
             may_exist=before is not None,
+            asked_at=before.last_at if before and before.last_event == events.INTENT else None,
         )
 
     def is_elsewhere(self, run: Run) -> bool:
@@ -121,6 +122,8 @@ def prepare(
         choice = choose(
             experiment, provider, project, lineage, clock, token, force=order.force_restart, podctl=order.podctl
         )
+        if choice.resumes is None and not order.force_restart and provider.can.rents:
+            refuse_unknown_pods(provider, lineage, settings.owner, order)
         if not spec.gpu and settings.gpu_type:
             spec = replace(spec, gpu=(settings.gpu_type,))
         offers = provider.offers(spec)
@@ -153,6 +156,21 @@ def pod_name(choice: Choice, owner: str, provider: Provider, max_hours: float, n
         return make_pod_name(owner, choice.run_id)
     attempt = 1 + (choice.resumes.attempts if choice.resumes else 0)
     return make_pod_name(owner, choice.run_id, attempt=attempt, until=now + max_hours * 3600 + BOOT_S)
+
+
+def refuse_unknown_pods(provider: Provider, lineage: str, owner: str, order: Order) -> None:
+    """A pod of this person and name that the ledger does not know: it was lost, or another laptop's. Raises Busy."""
+    known = runs.open_ledger().runs()
+    for pod in provider.list():
+        name = parse_pod_name(pod.name)
+        is_ours = name is not None and name.owner == owner and name.is_of_lineage(lineage)
+        if name is None or not is_ours or pod.state == "gone" or any(name.is_of(run_id) for run_id in known):
+            continue
+        raise Busy(
+            f"{pod.name} ({pod.id}) is {pod.state}, for a run of {lineage} that is not in this machine's ledger",
+            f"{order.podctl} recover --config {order.config} brings its run back, {order.podctl} down {pod.id} gives "
+            "it back; --force-restart rents another",
+        )
 
 
 def checked_balance(provider: Provider, plan: Plan) -> Balance | None:

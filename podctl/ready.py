@@ -16,6 +16,7 @@ NEW_S = 120.0  # a new pod may be a 404 for so long, and a list may lack it
 NO_MACHINE_S = 400.0  # without an address: a bad draw of a machine, which does not mend
 READY_S = 1500.0  # a large image takes up to 20 minutes to be pulled
 GPUS_S = 30.0  # a driver may need a moment after a start
+LATER = "the same command, once the provider is well again"
 SEE_GPUS = ("nvidia-smi", "-L")
 
 
@@ -51,14 +52,21 @@ def wait_until_ready(
     """
     begun = clock.elapsed()
     seen, unclear = pod, ""
+    unclear_since: float | None = None
     lacks_since: float | None = None
     while True:
         waited_s = clock.elapsed() - begun
         try:
-            seen, unclear = provider.get(pod.id), ""
-            there = _look(provider, seen, waited_s)
+            told = provider.get(pod.id)
+            seen = replace(told, name=told.name or pod.name)  # of what is gone no name is told
+            there, unclear, unclear_since = _look(provider, seen, waited_s), "", None
         except ProviderUnclear as e:
             there, unclear = None, e.message
+            unclear_since = waited_s if unclear_since is None else unclear_since
+        except Unfit as e:
+            if unclear_since is not None and waited_s - unclear_since > NEW_S:  # another one would fare no better
+                raise ProviderUnclear(f"{e.message}, and for long nobody said how it was: {unclear}", LATER) from e
+            raise
         count = None
         if there is not None:
             host = reach(there[0])

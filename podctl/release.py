@@ -6,13 +6,13 @@ from typing import Any
 
 from podctl import ledger as events
 from podctl.arm import others_on, tell_fetched
-from podctl.books import close_pod, cost_until
+from podctl.books import close_pod, cost_until, now_at
 from podctl.errors import PodctlError
 from podctl.host import Host
 from podctl.ledger import Event, Ledger
 from podctl.pods import Pod, Run
 from podctl.providers.base import Provider
-from podctl.rent import end_pod
+from podctl.rent import end_pod, still_there
 from podctl.runs import View, provider_of
 from podctl.ui import Ui, money
 from remote.clock import Clock, duration
@@ -51,7 +51,7 @@ def release(view: View, host: Host, ledger: Ledger, clock: Clock, ui: Ui, ending
     if run.gone_at is not None:
         return Released("gone", run.usd_billed)
     others = _others(run, host)
-    so_far = run.usd_billed + cost_until(run, clock.now())
+    so_far = run.usd_billed + cost_until(run, now_at(provider, clock))
     ending = ending if ending is not None else ending_of(view)
     if others:
         ui.note(f"its pod goes on with {', '.join(others)}")
@@ -78,14 +78,28 @@ def end_run_pod(
     stops = ending == STOP and provider.can.stop
     if pod.state != "gone" and not (stops and pod.state == "stopped"):
         pod = end_pod(provider, pod, provider.stop if stops else provider.terminate, clock)
-    now = clock.now()
-    usd = cost_until(run, now)
+    ended = now_at(provider, clock)
+    usd = cost_until(run, ended)
     was_gone = pod.state == "gone"
-    close_pod(run, ledger, now, events.GONE if was_gone else events.STOPPED, usd, state=state)
+    close_pod(run, ledger, clock.now(), events.GONE if was_gone else events.STOPPED, usd, state=state)
     total = ledger.runs()[run.id].usd_billed
     what = "given back" if was_gone else "switched off"
-    ui.done(f"{run.pod_name} is {what}: {money(usd)} for {duration(max(0.0, now - (run.started_at or now)))}")
+    ui.done(f"{run.pod_name} is {what}: {money(usd)} for {duration(max(0.0, ended - (run.started_at or ended)))}")
     return Released("gone" if was_gone else "stopped", total)
+
+
+def end_broken(run: Run, provider: Provider, clock: Clock, ui: Ui) -> None:
+    """A pod that its provider calls broken runs nothing any more and is paid for all the same: it is given back.
+
+    Raises PodctlError naming it where it goes on, or where what was trained lies on it alone.
+    """
+    pod = provider.get(run.pod)
+    if pod.state != "broken":
+        return
+    if may_lose_data(pod):
+        raise still_there(provider.name, pod, "it is broken, and the run's data lies on it alone")
+    end_pod(provider, pod, provider.terminate, clock)
+    ui.note(f"{run.pod_name} is broken, and given back")
 
 
 def record(ledger: Ledger, run: Run, now: float, event: str, **detail: Any) -> None:

@@ -39,6 +39,7 @@ class Wish:
     boot: Boot
     known_pod: str = ""  # the id of the run's last pod, by the ledger
     may_exist: bool = False  # was something begun before, so that a pod of this run may be there?
+    asked_at: float | None = None  # when a command meant to create one and said no more: it may not be listed yet
 
 
 class Renting:
@@ -81,7 +82,7 @@ class Renting:
     def _found(self, wish: Wish) -> Pod | None:
         """The pod that an earlier command made for this run, on again where it was off; None where there is none, or
         none that will do."""
-        living = self._living(wish)
+        living = self._living(wish) or self._listed_late(wish)
         for pod in living[1:]:
             self._ui.warn(f"{pod.name} ({pod.id}) is a second pod of this run")
             self._end(pod, self.provider.terminate)
@@ -97,6 +98,18 @@ class Renting:
             self._ui.done(f"{pod.name} is there already")
             return pod
         return self._started(pod)
+
+    def _listed_late(self, wish: Wish) -> list[Pod]:
+        """The run's pods once the list is settled, where a command died while it was creating one."""
+        age_s = self._clock.now() - wish.asked_at if wish.asked_at is not None else SETTLE_S
+        until = self._clock.elapsed() + (SETTLE_S - age_s if age_s >= 0 else SETTLE_S)  # a clock may be set back
+        living: list[Pod] = []
+        while not living and self._clock.elapsed() < until:
+            self._ui.live("an earlier command may have made a pod a moment ago: waiting until it would be listed")
+            self._clock.sleep(LOOK_S)
+            living = self._living(wish)
+        self._ui.live("")
+        return living
 
     def _living(self, wish: Wish) -> list[Pod]:
         """The run's pods that are not gone, the best first. Raises ProviderUnclear."""
@@ -126,6 +139,15 @@ class Renting:
 
     def _create(self, wish: Wish) -> Pod:
         """The first of the offers that is to be had. Raises NoCapacity, BadInput, NoRights, ProviderUnclear."""
+        try:
+            return self._create_any(wish)
+        except ProviderUnclear:
+            raise
+        except PodctlError:
+            self._record(events.RECONCILED)  # nothing was made: the next command need not look for it
+            raise
+
+    def _create_any(self, wish: Wish) -> Pod:
         refused: list[tuple[Offer, PodctlError]] = []
         for offer in wish.offers:
             try:

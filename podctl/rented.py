@@ -21,8 +21,8 @@ T = TypeVar("T")
 class RentedHost:
     """Every call goes to where the pod is now; one that does not get through asks its provider before the next.
 
-    Raises PodGone, besides what a host raises, once the provider says twice that there is no such pod, or that it is
-    switched off. `host_key` is what was announced when it was started.
+    Raises PodGone, besides what a host raises, once the provider says twice that there is no such pod or that it is
+    broken, or that it is switched off. `host_key` is what was announced when it was started.
     """
 
     def __init__(
@@ -102,14 +102,15 @@ class RentedHost:
         """The pod by its provider's word now. Raises PodGone."""
         self._looked_at = time.monotonic()
         pod = self._provider.get(self._pod_id)
-        if pod.state in ("gone", "stopped"):
+        if pod.state in ("gone", "stopped", "broken"):
             first = self._absent_since = self._absent_since or self._looked_at
             if self._looked_at - first >= LOOK_S or pod.state == "stopped" or self._pod is None:
                 self._gone = PodGone(
                     f"{self.name} ({self._pod_id}) is {pod.state} at {self._provider.name}", "podctl pods", pod.state
                 )
                 raise self._gone
-            raise Unreachable(f"{self._provider.name} does not find {self.name}", "podctl pods")
+            what = "calls it broken" if pod.state == "broken" else "does not find it"
+            raise Unreachable(f"{self.name} does not answer, and {self._provider.name} {what}", "podctl pods")
         self._absent_since = self._gone = None
         return pod
 

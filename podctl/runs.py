@@ -18,7 +18,18 @@ from podctl.providers.base import Provider, provider_named
 from podctl.settings import state_dir
 from podctl.shell import TIMED_OUT
 from remote.files import read_json
-from remote.rundir import FINAL, LOST, STARTING, Progress, RunDir, Status, Volume, parse_progress, parse_status
+from remote.rundir import (
+    FINAL,
+    LOST,
+    STARTING,
+    SUCCEEDED,
+    Progress,
+    RunDir,
+    Status,
+    Volume,
+    parse_progress,
+    parse_status,
+)
 
 LIMIT_S = 8.0  # for a machine to say how its runs are, where many are asked
 QUEUE = "queue"  # the phase of a run that waits for its turn
@@ -145,7 +156,7 @@ def run_dir(run: Run) -> RunDir:
 
 def is_gone(run: Run) -> bool:
     """Was there a machine, and is there nothing of the run any more? What lies on a network volume outlives its pod."""
-    if not run.pod or run.detail.get("volume"):
+    if not run.pod or run.detail.get("volume") or (run.is_rented and run.detail.get("wanted_volume")):
         return False
     return provider_of(run).get(run.pod).state == "gone"
 
@@ -188,16 +199,25 @@ def results_dir(run: Run) -> Path:
 
 
 def last_known(run: Run, now: float) -> View:
-    """A run whose pod is no more, by what came home of it: its final status where that was seen, else `UNSEEN`."""
+    """A run whose pod is no more, by what came home of it: its final status where that was seen, else `UNSEEN`. A
+    success whose log is not whole here is not called one: its volume has more, and `train` fetches it."""
     if "socket" not in run.detail:
         return View(run, NEVER_STARTED, None, None, 0, now)
     root = results_dir(run)
     status = _fresh(run, read_json(root / "status.json") or {})
     progress = parse_progress(read_json(root / "progress.json") or {})
-    if status is not None and status.is_final:
+    if status is not None and status.is_final and (status.state != SUCCEEDED or _is_home(root, status)):
         return View(run, status.state, status, progress, status.log_bytes, now, pod_is_gone=True)
     state = str(run.detail.get("state") or UNSEEN)
     return View(run, state, status, progress, status.log_bytes if status else 0, now, pod_is_gone=True)
+
+
+def _is_home(root: Path, status: Status) -> bool:
+    """Is all of its log here, as its runner counted it?"""
+    try:
+        return (root / "log").stat().st_size >= status.log_bytes
+    except OSError:
+        return False
 
 
 def look(run: Run, host: Host, now: float, *, timeout_s: float = 60) -> View:

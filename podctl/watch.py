@@ -21,7 +21,7 @@ from podctl.localhost import LocalHost
 from podctl.mirror import Mirror
 from podctl.plan import NEVER_STARTED, UNSEEN
 from podctl.pods import Run
-from podctl.release import Ending, release
+from podctl.release import Ending, end_broken, release
 from podctl.runs import View, last_known, look, provider_of, results_dir, run_dir
 from podctl.ui import Ui, money
 from remote.clock import Clock, duration
@@ -87,11 +87,13 @@ class Watcher:
 
     def pod_is_gone(self, e: PodGone, ledger: Ledger) -> int:
         """The pod ended under us: what is known of the run by what came home, and its books."""
-        run, now = self.run, self.clock.now()
+        run, provider = self.run, provider_of(self.run)
+        end_broken(run, provider, self.clock, self.ui)
+        now = self.clock.now()
         view = last_known(run, now)
         event = events.STOPPED if e.state == "stopped" else events.GONE
         state = "" if view.state == UNSEEN else view.state
-        close_unseen(run, ledger, provider_of(run), now, state, event=event)
+        close_unseen(run, ledger, provider, now, state, event=event)
         self.ui.live("")
         if view.state == UNSEEN:
             kept = "what it saved is on its volume" if run.detail.get("volume") else "and its data with it"

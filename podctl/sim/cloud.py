@@ -111,6 +111,10 @@ class Cloud(Lives):
         """The machine below a pod dies."""
         self._lose_host(self.pod(pod_id))
 
+    def kill_main(self, pod_id: str) -> None:
+        """A container's main program dies."""
+        self.effects.append(do.KillMain(self.pod(pod_id).id))
+
     def fill_host(self, pod_id: str) -> None:
         """Somebody else takes what is free on a pod's machine."""
         self._host(self.pod(pod_id)).free = 0

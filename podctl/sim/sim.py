@@ -8,7 +8,7 @@ with Sim(tmp_path, faults=[Fault("sold-out", times=1)]) as sim:
 
 import contextlib
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -26,7 +26,7 @@ from podctl.sim.namespaces import NamespaceBackend
 from podctl.sim.records import Pod, Timing, Volume
 from podctl.sim.shapes import pod_json
 from podctl.sim.web import Web
-from podctl.sim.wire import Exchange
+from podctl.sim.wire import Answer, Exchange, Request
 
 ACCOUNT_KEY = "rpa_SIM0ACCOUNT0KEY0OF0NOBODY0000000"
 
@@ -35,7 +35,8 @@ class Sim:
     """One cloud, one account. Its files are below `root`; `backend` is "process", "namespaces" or "none".
 
     With `proxy` the provider's SSH proxy answers too: a shell for a person. `rate` 60 lets a minute go by in a second;
-    `advance` moves time at once. `seed` decides every id and every choice.
+    `advance` moves time at once. `seed` decides every id and every choice. Who must do something just when a client
+    asks, or before it hears the answer, does it in `before_request` and `after_answer`: the client waits meanwhile.
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class Sim:
         root = root.resolve()
         root.mkdir(parents=True, exist_ok=True)
         self.root, self.account_key = root, ACCOUNT_KEY
-        self._web = Web(lambda request: self.front.answer(request), port)  # first: the port may be taken
+        self._web = Web(self._answer, port, lambda: self.clock.now())  # first: the port may be taken
         self.clock = VirtualClock(_made(root / "time") / "clock", rate)
         self.faults = Faults()
         self.faults.add(*faults)
@@ -75,6 +76,8 @@ class Sim:
         )  # fmt: skip
         self.cloud.look = lambda pod, t: pod_json(pod, t, self.backend.outlook)
         self.front = Front(self.cloud, self.backend.outlook, rights or PodRights(), self.account_key, self._locked)
+        self.before_request: list[Callable[[Request], None]] = []
+        self.after_answer: list[Callable[[Request, Answer], None]] = []
         self._thread = threading.Thread(target=self._run, name="sim-cloud", daemon=True)
 
     def __enter__(self) -> Self:
@@ -166,6 +169,16 @@ class Sim:
             self.cloud.preempt(pod if isinstance(pod, str) else pod.id, after_s)
         self.tick()
 
+    def kill_main(self, pod: Pod | str) -> None:
+        """A pod's main program dies, and its container with it; it is started again after a while."""
+        with self._locked():
+            self.cloud.kill_main(pod if isinstance(pod, str) else pod.id)
+
+    def spend_all(self) -> None:
+        """The account's balance is gone."""
+        with self._locked():
+            self.cloud.credit_usd -= self.cloud.balance_usd
+
     @property
     def strangers(self) -> list[Any]:
         """Strangers' sshds that answer at addresses of before; `.received` is what they were told."""
@@ -186,6 +199,14 @@ class Sim:
                 self.backend.do(effect, self.cloud.pods[effect.pod], now)
 
     # helpers
+
+    def _answer(self, request: Request) -> Answer:
+        for told in list(self.before_request):
+            told(request)
+        answer = self.front.answer(request)
+        for heard in list(self.after_answer):
+            heard(request, answer)
+        return answer
 
     def _backend(self, name: str) -> Backend:
         if name == "none":

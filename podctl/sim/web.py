@@ -18,9 +18,12 @@ LARGEST_READ = 1 << 20
 
 
 class Web:
-    """Answers at `url` while it is open. `answer` is called in a thread of its own for every connection."""
+    """Answers at `url` while it is open. `answer` is called in a thread of its own for every connection; `now` is what
+    time it is by this server."""
 
-    def __init__(self, answer: Callable[[Request], Answer], port: int = 0) -> None:
+    def __init__(
+        self, answer: Callable[[Request], Answer], port: int = 0, now: Callable[[], float] = time.time
+    ) -> None:
         self._closing = threading.Event()
         outer = self
 
@@ -33,6 +36,9 @@ class Web:
                 outer._serve(self, answer)
 
             do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = do_HEAD = _serve
+
+            def date_time_string(self, timestamp: float | None = None) -> str:
+                return super().date_time_string(now() if timestamp is None else timestamp)
 
             def log_message(self, format: str, *args: Any) -> None:
                 pass

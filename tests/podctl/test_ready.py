@@ -222,6 +222,52 @@ def test_a_pod_is_gone_when_its_provider_says_so_twice_and_switched_off_when_it_
         host.run(["x"])
 
 
+def test_a_pod_whose_log_nobody_could_read_until_it_ended_itself_is_not_blamed_for_it(clock):
+    renter = Talking(clock)
+    pod = renter.put("pc-a-x-700101-000000-beef", "running")
+
+    def silent(pod_id, **more):
+        raise ProviderUnclear("log service unavailable")
+
+    renter.log_lines = silent
+    clock.after(900, renter.pods.clear)  # its boot guard
+    with pytest.raises(ProviderUnclear, match="log service unavailable"):
+        wait(renter, Far(clock), pod)
+
+
+def test_a_blink_of_its_provider_does_not_excuse_a_bad_pod(clock):
+    renter = Talking(clock)
+    pod = renter.put("pc-a-x-700101-000000-beef", "starting")
+    renter.get = lambda pod_id, get=renter.get, blinks=iter("x"): _blink() if next(blinks, "") else get(pod_id)
+    clock.after(200, renter.pods.clear)
+    with pytest.raises(Unfit, match="gone again"):
+        wait(renter, Far(clock), pod)
+
+
+def _blink():
+    raise ProviderUnclear("offline")
+
+
+def test_a_pod_that_is_gone_while_it_is_waited_for_is_still_called_by_its_name(clock):
+    renter = Talking(clock)
+    pod = renter.put("pc-a-x-700101-000000-beef", "running")
+    renter.pods.clear()
+    with pytest.raises(Unfit, match="pc-a-x-700101-000000-beef is gone again"):
+        wait_until_ready(renter, pod, 1, Ui(), clock)
+
+
+def test_a_machine_that_does_not_answer_and_is_called_broken_twice_is_waited_for_no_longer(moved):
+    renter, place, pod, host = moved
+    host.run(["x"])
+    place.down.add(22)
+    renter.pods[pod.id] = replace(pod, state="broken")
+    for _ in range(3):
+        with contextlib.suppress(PodGone), pytest.raises(Unreachable):
+            host.run(["x"])
+    with pytest.raises(PodGone, match="broken"):
+        host.run(["x"])
+
+
 def test_a_provider_that_does_not_answer_changes_nothing_about_a_machine_that_does(moved):
     renter, place, _, host = moved
     host.run(["x"])

@@ -25,9 +25,9 @@ NAME = make_pod_name("ann", RUN)
 OTHER = make_pod_name("ann", "demo-700101-000000-dead")
 
 
-def wish(*gpus: str, known: str = "", again: bool = False) -> Wish:
+def wish(*gpus: str, known: str = "", again: bool = False, asked_at: float | None = None) -> Wish:
     offers = [Offer("fake", gpu, 1, 1.0) for gpu in gpus or ("H100", "A100")]
-    return Wish(RUN, NAME, offers, PodSpec(gpu=gpus), Boot(), known_pod=known, may_exist=again)
+    return Wish(RUN, NAME, offers, PodSpec(gpu=gpus), Boot(), known_pod=known, may_exist=again, asked_at=asked_at)
 
 
 class Desk:
@@ -213,3 +213,25 @@ def test_stopping_is_seen_to_have_stopped(desk: Desk):
     pod = desk.renter.put(NAME, "running")
     assert end_pod(desk.renter, pod, desk.renter.stop, desk.clock).state == "stopped"
     assert desk.renter.pods[pod.id] == replace(pod, state="stopped")
+
+
+def test_a_pod_that_a_killed_command_asked_for_is_waited_for_until_a_list_would_have_it(desk: Desk):
+    desk.renter.put(NAME, "running")
+    desk.renter.hidden_until["p0"] = desk.clock.t + 40
+    assert desk.obtain(again=True, asked_at=desk.clock.t - 10).pod.id == "p0"
+    assert not desk.renter.did("create")
+
+
+@pytest.mark.parametrize("ago_s", [3600.0, -86400.0])
+def test_an_old_wish_is_not_waited_for_and_a_clock_that_was_set_back_does_not_wait_for_ever(desk: Desk, ago_s: float):
+    begun = desk.clock.t
+    desk.obtain(again=True, asked_at=begun - ago_s)
+    assert desk.renter.did("create")
+    assert desk.clock.t - begun <= 90
+
+
+def test_where_all_said_no_it_is_written_down_that_nothing_is_there_so_that_nobody_looks_for_it(desk: Desk):
+    desk.renter.script = [sold_out(), sold_out()]
+    with pytest.raises(NoCapacity):
+        desk.obtain()
+    assert desk.lines == [(events.RECONCILED, "")]

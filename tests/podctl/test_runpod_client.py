@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -207,6 +208,37 @@ def test_how_long_to_wait_is_seconds_or_a_date(header: str, seconds: float | Non
 
 
 # the account
+
+
+def dated(serve: Serve, clock: ManualClock, date: str) -> Client:
+    """A client whose server says what time it is."""
+
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        handler.date_time_string = lambda timestamp=None: date  # type: ignore[method-assign]
+        say(handler, 200, {})
+
+    return Client(serve(answer), clock)
+
+
+@pytest.mark.parametrize("off_s", [86400, -86400])
+def test_what_time_it_is_at_runpod_is_told_by_its_answers_whatever_our_clock_says(serve: Serve, off_s: float):
+    clock = ManualClock()
+    there = clock.t
+    clock.t += off_s
+    client = dated(serve, clock, formatdate(there, usegmt=True))
+    assert client.now() == clock.now(), "before there was an answer"
+    client.get("/pods")
+    assert client.now() == there
+    clock.sleep(60)
+    assert client.now() == there + 60
+
+
+@pytest.mark.parametrize("date", ["", "yesterday", formatdate(ManualClock().t + 3, usegmt=True)])
+def test_a_date_that_is_none_or_nearly_ours_changes_nothing(date: str, serve: Serve):
+    clock = ManualClock()
+    client = dated(serve, clock, date)
+    client.get("/pods")
+    assert client.now() == clock.now()
 
 
 @pytest.fixture

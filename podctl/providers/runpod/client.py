@@ -22,6 +22,7 @@ FIRST_WAIT_S = 0.5
 LONGEST_WAIT_S = 20.0  # a call returns promptly: who is told to wait longer is told so
 TRIES_IN_VAIN = 2  # after so many reads that timed out it is not worth another half minute
 MAX_PAGES = 1000
+SAME_S = 5.0  # closer clocks are the same: a date has whole seconds, and answers take their time
 
 
 class NoAnswer(ProviderUnclear):
@@ -42,6 +43,11 @@ class Client:
         self._clock = clock or SystemClock()
         self._transport = transport
         self._http: httpx.Client | None = None
+        self._ahead_s = 0.0
+
+    def now(self) -> float:
+        """Unix time by RunPod's clock, as its last answer told it; by ours before there was one."""
+        return self._clock.now() + self._ahead_s
 
     def __repr__(self) -> str:
         return f"Client({self.account.api_url!r})"
@@ -194,6 +200,10 @@ class Client:
             value = json.loads(text) if text.strip() else None
         except ValueError:
             value = None
+        there = unix_date(response.headers.get("date", ""))
+        if there is not None:
+            ahead_s = there - self._clock.now()
+            self._ahead_s = ahead_s if abs(ahead_s) > SAME_S else 0.0
         return Answer(response.status_code, value, text, {k.lower(): v for k, v in response.headers.items()})
 
     def _no_answer(self, e: Exception) -> NoAnswer:
@@ -241,8 +251,14 @@ def retry_after_s(header: str, now: float) -> float | None:
     """Seconds or a date, as RFC 9110 allows; None for anything else. Pure."""
     if header.strip().isdecimal():
         return float(header)
+    until = unix_date(header)
+    return None if until is None else max(0.0, until - now)
+
+
+def unix_date(header: str) -> float | None:
+    """A date as HTTP writes it; None for anything else. Pure."""
     try:
-        return max(0.0, parsedate_to_datetime(header).timestamp() - now)
+        return parsedate_to_datetime(header).timestamp()
     except (TypeError, ValueError, OverflowError):
         return None
 

@@ -53,6 +53,10 @@ class RunPodProvider:
             self._opened = Client(self._account, self._clock, self._transport)
         return self._opened
 
+    def now(self) -> float:
+        """Unix time by RunPod's clock: what a pod's start is told by."""
+        return self._client.now()
+
     # what could be rented
 
     def offers(self, spec: PodSpec) -> Sequence[Offer]:
