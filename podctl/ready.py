@@ -80,7 +80,7 @@ def wait_until_ready(
                 raise Unfit(f"{pod.name} came up with {count} of {gpu_count} GPUs")
         _give_up(pod, seen, unclear, waited_s, limit_s, no_machine_s)
         cost = money(waited_s / 3600 * pod.usd_per_hour)
-        ui.live(f"waiting for {pod.name}: {unclear or _state(seen)} · {duration(waited_s)} · {cost}")
+        ui.live(f"waiting for the pod: {unclear or _state(seen)} · {duration(waited_s)} · {cost}")
         clock.sleep(POLL_S)
 
 

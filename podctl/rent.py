@@ -218,7 +218,7 @@ class Renting:
             limit_s=limit_s,
             no_machine_s=NO_MACHINE_S if wish.spec.image is None else READY_S,
         )
-        self._ui.done(f"{pod.name} answered after {duration(ready.boot_s)}")
+        self._ui.done(f"it answered after {duration(ready.boot_s)}")
         return ready
 
     def _replace(self, pod: Pod, *, is_new: bool) -> None:

@@ -109,7 +109,7 @@ def test_every_command_that_the_documentation_names_is_there_or_known_to_come() 
         (page.name, word)
         for page in pages
         for typed in re.findall(r"`([^`\n]+)`|^\$ (.+)$", page.read_text(encoding="utf-8"), re.M)
-        for word in re.findall(r"\bpodctl ([a-z][a-z-]*)\b", " ".join(typed))
+        for word in re.findall(r"(?:^|[;|&:] *)podctl ([a-z][a-z-]*)\b", "".join(typed))
     }
     assert {(page, word) for page, word in named if word not in there | PENDING} == set()
 

@@ -1,6 +1,7 @@
 """The RunPod provider against a RunPod that behaves, and one that does not. Every request is held against the spec."""
 
 import base64
+import gzip
 import json
 import math
 import shlex
@@ -191,7 +192,7 @@ def test_what_is_sent_with_a_create(cloud: Cloud, volume: str | None):
     assert body["gpu"] == {"id": "NVIDIA GeForce RTX 4090", "count": 1, "minCudaVersion": "13.0"}
     assert body["ports"] == ["22/tcp"]
     assert body["dataCenterIds"] == ["US-KS-2"]
-    assert base64.b64decode(body["env"].pop("PODCTL_BOOT")).decode() == BOOT.start_script
+    assert gzip.decompress(base64.b64decode(body["env"].pop("PODCTL_BOOT"))).decode() == BOOT.start_script
     assert body["env"] == {"A": "a'; rm -rf /", "PUBLIC_KEY": "ssh-ed25519 AAAA podctl"}
     own = {"persistent": {"size": 10, "path": "/workspace"}}
     assert body["mounts"] == ({"network": [{"volumeId": "v1", "path": "/workspace"}]} if volume else own)
