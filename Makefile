@@ -18,7 +18,7 @@ demo: env system ## train a tiny Whisper on synthetic speech, here, from nothing
 	$(VENV)/bin/podctl train --config configs/demo.yaml --local --yes
 
 test: env system check ## what CI runs: format, lint, types, import contracts, the quick tests
-	$(PY) -m pytest -n 3 -m "not slow and not gpu"
+	$(PY) -m pytest -n 4 -m "not slow and not gpu"
 
 check: env ## format, lint, strict types, import contracts
 	$(PY) -m ruff format --check .

@@ -27,13 +27,13 @@ LONG = {"loop": {"steps": 200_000, "save_every_steps": 200}, "eval": {"every_ste
 MACHINES = {"sshd": sshd_machine, "netpod": netpod_machine, "runpod": runpod_machine}
 
 
-@pytest.fixture(params=list(MACHINES))
+@pytest.fixture(params=["sshd", "netpod", pytest.param("runpod", marks=pytest.mark.slow)])
 def machine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Machine]:
     with MACHINES[request.param](tmp_path) as machine:
         yield machine
 
 
-@pytest.fixture(params=["sshd", "netpod"])
+@pytest.fixture(params=[pytest.param("sshd", marks=pytest.mark.slow), "netpod"])
 def own_machine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Machine]:
     """One that somebody has: several runs may meet on it."""
     with MACHINES[request.param](tmp_path) as machine:

@@ -83,6 +83,7 @@ def test_stopped_and_trained_again_it_ends_where_it_would_have_ended(cli: Cli) -
     assert all(torch.equal(one[k], two[k]) for k in one)
 
 
+@pytest.mark.slow
 def test_a_trainer_that_is_killed_is_a_failed_run_that_resumes(cli: Cli) -> None:
     file = experiment(cli, loop={"steps": 300, "save_every_steps": 5}, eval={"every_steps": 300})
     process = cli.start("train", "--config", file, "--local")
@@ -124,6 +125,7 @@ def test_both_halves_of_a_file_tell_their_mistakes_together(cli: Cli) -> None:
     assert not cli.runs()
 
 
+@pytest.mark.slow
 def test_unusable_data_is_one_sentence_and_not_a_traceback(cli: Cli) -> None:
     file = experiment(cli)
     shutil.rmtree(cli.project / "corpus" / "train")

@@ -59,6 +59,7 @@ def test_a_run_that_meets_its_limit_exits_with_7(cli: Cli):
     assert "saved" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_headline_of_the_run_is_in_the_receipt(cli: Cli):
     summary = (
         'mkdir -p $PODCTL_RUN_DIR/reports; echo \'{"headline": "WER 8.1 %"}\' > $PODCTL_RUN_DIR/reports/summary.json'
@@ -312,6 +313,7 @@ def test_a_resume_with_other_settings_is_refused_with_the_difference(cli: Cli):
     assert len(cli.runs()) == 2
 
 
+@pytest.mark.slow
 def test_a_training_resumes_after_a_change_in_length_and_in_nothing_that_changes_its_weights(cli: Cli):
     path = cli.training()  # its data does not exist, so it fails at once
     assert cli("train", "-c", path, "--local").code == 1
@@ -358,6 +360,7 @@ def test_a_source_that_changes_while_a_run_goes_does_not_reach_it(cli: Cli):
     assert b"old\n" in cli("attach").out
 
 
+@pytest.mark.slow
 def test_a_project_with_a_strange_path_works(cli: Cli, tmp_path):
     odd = tmp_path / 'a\'; echo "foo" \n;'
     cli.project.rename(odd)

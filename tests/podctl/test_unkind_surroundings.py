@@ -136,6 +136,7 @@ def test_a_signal_leaves_no_tensorboard_behind(cli: Cli, tmp_path: Path, number:
     assert done.stdout == b""
 
 
+@pytest.mark.slow
 def test_a_tensorboard_that_nohup_started_outlives_its_terminal(cli: Cli):
     pytest.importorskip("tensorboard")
     cli("train", "--config", cli.experiment())

@@ -1,5 +1,6 @@
 """The watchdog under the real boot guard: what keeps a pod, what ends it, and what must not hold that up."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -454,6 +455,7 @@ def test_the_pods_key_is_in_no_file_no_argv_and_no_log(pod: GuardedPod, echoes: 
         pod.provider.rights = {"v2": "none", "graphql": "none"}
     pod.program(pod.bin / "runpodctl", '#!/bin/sh\necho "error with ${RUNPOD_API_KEY}"\nexit 1\n')
     argvs: set[bytes] = set()
+    endings: set[bytes] = set()  # both write that file: whose word stands in the end is a matter of moments
     done = threading.Event()
 
     def sample() -> None:
@@ -463,6 +465,8 @@ def test_the_pods_key_is_in_no_file_no_argv_and_no_log(pod: GuardedPod, echoes: 
                     argvs.add(Path(f"/proc/{name}/cmdline").read_bytes())
                 except OSError:
                     continue
+            with contextlib.suppress(OSError):
+                endings.add((pod.dir / "ending.json").read_bytes())
             done.wait(0.005)
 
     sampler = threading.Thread(target=sample)
@@ -477,12 +481,12 @@ def test_the_pods_key_is_in_no_file_no_argv_and_no_log(pod: GuardedPod, echoes: 
             wait_until(lambda: "the watchdog ends this pod" in pod.log, "the boot guard's seeing that")
             pod.move_clock(302)
             wait_until(lambda: "boot guard: terminate by v2" in pod.log, "the boot guard's asking")
-            wait_until(lambda: '"boot guard"' in (pod.dir / "ending.json").read_text(), "its round")
+            wait_until(lambda: any(b'"boot guard"' in e for e in list(endings)), "its round")
     finally:
         done.set()
         sampler.join()
     assert any(b"watch" in a for a in argvs)
-    assert not [a for a in argvs if KEY.encode() in a]
+    assert not [a for a in argvs | endings if KEY.encode() in a]
     files = [p for p in pod.root.rglob("*") if p.is_file()]
     assert len(files) > 20
     assert not [p for p in files if KEY.encode() in (tail(p) or b"")]
