@@ -24,6 +24,7 @@ class Machine:
     until: float | None
     usd: float  # of this boot so far
     why: str = ""
+    now: float = 0.0  # this moment by its provider's clock
 
     def as_dict(self) -> dict[str, Any]:
         """For --json."""
@@ -98,7 +99,7 @@ def _machine(pod: Pod, run: Run | None, owner: str, now: float) -> Machine:
     begun = pod.started_at or pod.created_at or now
     usd = max(0.0, now - begun) / 3600 * pod.usd_per_hour if on else 0.0
     why = _why_end(pod, run, until, now) if is_ours else ""
-    return Machine(pod, name.owner if name else "?", is_ours, run.id if run else "", until, usd, why)
+    return Machine(pod, name.owner if name else "?", is_ours, run.id if run else "", until, usd, why, now)
 
 
 def _why_end(pod: Pod, run: Run | None, until: float | None, now: float) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 
 from podctl import ledger as events
 from podctl import runs, shell, source
+from podctl.books import now_at
 from podctl.boot import make_boot
 from podctl.choosing import choose
 from podctl.errors import BadInput, Busy, MissingHere, NoRights
@@ -127,7 +128,7 @@ def prepare(
         if not spec.gpu and settings.gpu_type:
             spec = replace(spec, gpu=(settings.gpu_type,))
         offers = provider.offers(spec)
-        name = pod_name(choice, settings.owner, provider, pod.max_hours, clock.now())
+        name = pod_name(choice, settings.owner, provider, pod.max_hours, now_at(provider, clock))
         plan = make_plan(choice, name, offers, pod.max_hours, pod.max_usd)
         balance = checked_balance(provider, plan)
         idle = without_effect(provider.name, dict.fromkeys(sorted(pod.model_fields_set)))

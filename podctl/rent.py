@@ -22,6 +22,7 @@ LOOK_S = 5.0
 START_S = 240.0  # for a stopped pod to come back; a new one on the same volume is the surer way
 END_S = 90.0  # for a pod to be seen ended
 ASK_AGAIN_S = 20.0
+DEAF_S = 40.0  # of ignoring a termination
 UNLISTED_S = 40.0  # reads can be 30 s old
 MACHINES = 4  # bad draws in a row, before it is not bad luck any more
 
@@ -243,7 +244,8 @@ class Renting:
 
 
 def end_pod(provider: Provider, pod: Pod, how: Callable[[str], None], clock: Clock, *, is_young: bool = False) -> Pod:
-    """Stop or terminate, and look until it is seen to have ended. Repeating it is harmless.
+    """Stop or terminate, and look until it is seen to have ended. Repeating it is harmless. Who can't be terminated is
+    told to stop as well, which ends most of the bill.
 
     A young pod that its provider does not know is not believed to be gone at once: it may not be listed yet. Raises
     ProviderUnclear naming the pod where it goes on, or nobody knows.
@@ -265,12 +267,19 @@ def end_pod(provider: Provider, pod: Pod, how: Callable[[str], None], clock: Clo
                 return seen
             if asked_at is None or now - asked_at >= ASK_AGAIN_S:
                 how(pod.id)
+                if not stopping and provider.can.stop and now - begun >= DEAF_S and seen.state != "stopped":
+                    provider.stop(pod.id)
                 asked_at = now
                 continue
         except ProviderUnclear as e:
             trouble = e
         except PodctlError as e:
             raise still_there(provider.name, pod, e.message) from e
+        if now - begun >= END_S and trouble is None and seen.state == "stopped":
+            raise ProviderUnclear(
+                f"{pod.name} ({pod.id}) at {provider.name} is switched off, and was not deleted: its disk may cost",
+                f"podctl down {pod.id}, or delete it on the provider's own page",
+            )
         if now - begun >= END_S:
             why = trouble.message if trouble else f"it was told to end {duration(now - begun)} ago, and goes on"
             raise still_there(provider.name, pod, why)

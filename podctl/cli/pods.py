@@ -25,9 +25,9 @@ def register(app: typer.Typer) -> None:
 def pods(as_json: AsJson = False) -> int:
     """List the machines that are rented now, and what each costs."""
     from podctl.ui import Ui, money
-    from remote.clock import clock_from_env, duration
+    from remote.clock import duration
 
-    ui, now = Ui(as_json=as_json), clock_from_env().now()
+    ui = Ui(as_json=as_json)
     machines = _fleet()
     if as_json:
         for m in machines:
@@ -38,7 +38,7 @@ def pods(as_json: AsJson = False) -> int:
         return 0
     rows = []
     for m in machines:
-        p = m.pod
+        p, now = m.pod, m.now
         age = duration(max(0.0, now - (p.started_at or p.created_at or now)))
         left = duration(m.until - now) if m.until and m.until > now else "over" if m.until else ""
         gpu = f"{p.gpu_count} × {p.gpu}" if p.gpu_count > 1 else p.gpu
@@ -137,11 +137,12 @@ def reap(
 
 
 def _fleet() -> "Sequence[Machine]":
+    from podctl.books import now_at
     from podctl.fleet import fleet, renters
     from podctl.runs import open_ledger
     from podctl.settings import load_settings
     from remote.clock import clock_from_env
 
-    listed = [pod for provider in renters() for pod in provider.list()]
-    owner = load_settings(this_project().root).owner
-    return fleet(listed, open_ledger().runs(), owner, clock_from_env().now())
+    owner, runs, clock = load_settings(this_project().root).owner, open_ledger().runs(), clock_from_env()
+    # by each provider's own clock: a laptop's that is a day off must make no pod look forgotten
+    return [m for p in renters() for m in fleet(p.list(), runs, owner, now_at(p, clock))]

@@ -196,6 +196,14 @@ def test_a_pod_that_does_not_end_is_named_with_what_it_costs(desk: Desk):
     assert len(desk.renter.did("terminate")) > 2
 
 
+def test_what_is_never_deleted_is_switched_off_and_named(desk: Desk):
+    pod = desk.renter.put(NAME, "running")
+    desk.renter.undying.add(pod.id)
+    with pytest.raises(ProviderUnclear, match=r"p0.*is switched off, and was not deleted"):
+        end_pod(desk.renter, pod, desk.renter.terminate, desk.clock)
+    assert not desk.renter.living
+
+
 def test_a_young_pod_that_nobody_knows_yet_is_not_believed_to_be_gone(desk: Desk):
     pod = desk.renter.put(NAME, "running")
     desk.renter.hidden_until[pod.id] = desk.clock.t + 20

@@ -45,6 +45,7 @@ class Renter:
     script: list[object] = field(default_factory=list)
     start_script: list[object] = field(default_factory=list)
     deaf: set[str] = field(default_factory=set)  # pods that go on whatever they are told
+    undying: set[str] = field(default_factory=set)  # stop when they are told, and are never deleted
     unclear_lists: int = 0
     hidden_until: dict[str, float] = field(default_factory=dict)
     pods: dict[str, Pod] = field(default_factory=dict)
@@ -101,6 +102,8 @@ class Renter:
 
     def _end(self, verb: str, pod_id: str, state: str) -> None:
         self.calls.append((verb, pod_id))
+        if state == "gone" and pod_id in self.undying:
+            return
         if pod_id in self.pods and pod_id not in self.deaf and self.hidden_until.get(pod_id, 0) <= self.clock.t:
             self.pods[pod_id] = replace(self.pods[pod_id], state=state)
 
