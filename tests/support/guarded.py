@@ -290,11 +290,13 @@ class GuardedPod:
         return self.guard("arm", stdin=json.dumps(order))
 
     def watchdogs(self) -> list[int]:
-        return [
+        """Not a child of one, which looks like it for the moment between fork and exec."""
+        found = [
             pid
             for pid in self.processes()
             if b"watch" in (argv := _read(pid, "cmdline").split(b"\0")) and any(a.endswith(b"guard.py") for a in argv)
         ]
+        return [pid for pid in found if _parent(pid) not in found]
 
     def guards(self) -> list[int]:
         return [pid for pid in self.processes() if b"boot.sh\0guard\0" in _read(pid, "cmdline")]
@@ -307,6 +309,11 @@ def _environs() -> Iterator[tuple[int, bytes]]:
     for name in os.listdir("/proc"):
         if name.isdigit():
             yield int(name), _read(int(name), "environ")
+
+
+def _parent(pid: int) -> int:
+    fields = _read(pid, "stat").rpartition(b")")[2].split()
+    return int(fields[1]) if len(fields) > 1 else 0
 
 
 def _read(pid: int, name: str) -> bytes:
