@@ -2,6 +2,7 @@
 
 import contextlib
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any
 
 from podctl import ledger as events
@@ -74,10 +75,8 @@ def end_run_pod(
     run: Run, provider: Provider, ledger: Ledger, clock: Clock, ui: Ui, ending: str, state: str
 ) -> Released:
     """Stop or terminate the run's pod, see it ended, and close its books."""
-    pod = provider.get(run.pod)
     stops = ending == STOP and provider.can.stop
-    if pod.state != "gone" and not (stops and pod.state == "stopped"):
-        pod = end_pod(provider, pod, provider.stop if stops else provider.terminate, clock)
+    pod = end_pod(provider, as_recorded(run), provider.stop if stops else provider.terminate, clock)
     ended = now_at(provider, clock)
     usd = cost_until(run, ended)
     was_gone = pod.state == "gone"
@@ -86,6 +85,12 @@ def end_run_pod(
     what = "given back" if was_gone else "switched off"
     ui.done(f"{run.pod_name} is {what}: {money(usd)} for {duration(max(0.0, ended - (run.started_at or ended)))}")
     return Released("gone" if was_gone else "stopped", total)
+
+
+def as_recorded(run: Run) -> Pod:
+    """The run's pod as the ledger knows it: enough to end it by, where its provider does not answer at this moment."""
+    nowhere = PurePosixPath("/")
+    return Pod(run.provider, run.pod, run.pod_name, "running", run.usd_per_hour, nowhere, nowhere)
 
 
 def end_broken(run: Run, provider: Provider, clock: Clock, ui: Ui) -> None:
