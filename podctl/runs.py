@@ -182,6 +182,27 @@ def host_for(run: Run) -> Host:
     return host_of(provider_of(run).get(run.pod))
 
 
+def host_with_files(run: Run, ledger: Ledger) -> Host:
+    """The way to a machine that has the run's directory: its own, or, where that is given back, any rented pod of ours
+    that is on with the same volume. Raises PodGone where there is none, Unreachable."""
+    host = host_for(run)
+    if not run.is_rented:
+        return host
+    try:
+        pod_for(run)
+    except PodGone as e:
+        volume = run.detail.get("volume")
+        for other in reversed(ledger.runs().values()):
+            if volume and other.is_rented and other.gone_at is None and other.detail.get("volume") == volume:
+                return host_for(other)
+        raise PodGone(
+            f"{e.message}: what came home is in {results_dir(run)}, the rest is on its volume",
+            "podctl up --config FILE rents a pod with that volume; then again, and podctl down",
+            e.state,
+        ) from e
+    return host
+
+
 def pod_for(run: Run) -> Pod:
     """The run's machine, as it can be reached now. Raises PodctlError, PodGone, Unreachable."""
     host = host_for(run)

@@ -30,17 +30,22 @@ def pull(
     """Bring a run's files here, with the exported model, or only what is named of them."""
     from podctl.errors import MissingHere
     from podctl.fetch import pull_all
-    from podctl.runs import host_for, results_dir, run_dir
+    from podctl.runs import host_with_files, results_dir, run_dir
     from podctl.ui import Ui, shown, size
     from podctl.uplink import Desk
     from remote.clock import clock_from_env
 
-    found, _ = meant_run(run)
+    found, ledger = meant_run(run)
     ui, target = Ui(as_json=as_json), to or results_dir(found)
     desk = Desk(ui, clock_from_env())
     try:
         outcome = pull_all(
-            run_dir(found), host_for(found), target, desk, checkpoints=checkpoints, names=tuple(paths or ())
+            run_dir(found),
+            host_with_files(found, ledger),
+            target,
+            desk,
+            checkpoints=checkpoints,
+            names=tuple(paths or ()),
         )
     except OSError as e:
         where = shown(e.filename or target)

@@ -177,8 +177,13 @@ def test_the_whole_way_over_a_link_that_breaks(machine: Machine, cli: Cli, tmp_p
     assert the_run(machine) == run
     assert "code is there already" in done.err or machine.is_rented
 
-    # fetched
-    pulled = cli("pull", "--to", tmp_path / "pulled", timeout=120)
+    # fetched; from a volume whose pod was given back by way of another one
+    if machine.is_rented:
+        gone = cli("pull", run.name, "--to", tmp_path / "pulled")
+        assert (gone.code, "podctl up" in gone.err) == (6, True), gone
+        up = cli("up", "--config", file, "--yes", timeout=120)
+        assert up.code == 0, up
+    pulled = cli("pull", run.name, "--to", tmp_path / "pulled", timeout=120)
     assert pulled.code == 0, pulled
     for name in ("log", "metrics.jsonl", "export/config.json", "reports/summary.json"):
         assert (tmp_path / "pulled" / name).read_bytes() == (run / name).read_bytes(), name
