@@ -333,9 +333,12 @@ def test_the_part_that_runs_there_needs_nothing_of_ours():
 def test_input_that_a_command_does_not_read_is_no_hindrance():
     text = (REPO / "remote" / "piped.py").read_text()
     argv = [sys.executable, "-I", "-S", "-c", text, "sh", "-c", "exec <&-; echo done"]
-    process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    out, _ = process.communicate(piped.frame(b"i", b"x" * 1_000_000) + piped.frame(b"e"), timeout=20)
-    assert (b"o", b"done\n") in frames(bytearray(out))
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(piped.frame(b"i", b"x" * 1_000_000) + piped.frame(b"e"))
+        process.stdin.flush()  # and the channel stays: its end would be that nobody listens any more
+        assert (b"o", b"done\n") in frames(bytearray(process.stdout.read()))
 
 
 def test_the_machine_fixture_is_what_it_says(there: Cli):
