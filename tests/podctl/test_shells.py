@@ -1,5 +1,6 @@
 """`podctl ssh`, `exec` and `ssh-config`: by hand on a run's machine, here and over a real sshd."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -333,11 +334,14 @@ def test_the_part_that_runs_there_needs_nothing_of_ours():
 def test_input_that_a_command_does_not_read_is_no_hindrance():
     text = (REPO / "remote" / "piped.py").read_text()
     argv = [sys.executable, "-I", "-S", "-c", text, "sh", "-c", "exec <&-; echo done"]
-    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+    with subprocess.Popen(argv, bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdin is not None
         assert process.stdout is not None
-        process.stdin.write(piped.frame(b"i", b"x" * 1_000_000) + piped.frame(b"e"))
-        process.stdin.flush()  # and the channel stays: its end would be that nobody listens any more
+        left = piped.frame(b"i", b"x" * 1_000_000) + piped.frame(b"e")
+        with contextlib.suppress(BrokenPipeError):  # it may be over before all of that is there
+            while left:
+                left = left[process.stdin.write(left) or 0 :]
+        # and the channel stays open: its end would be that nobody listens any more
         assert (b"o", b"done\n") in frames(bytearray(process.stdout.read()))
 
 
