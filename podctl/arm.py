@@ -1,6 +1,5 @@
 """Arming a pod's watchdog: the run's claim on the machine, and what the watchdog says it may do (docs/adr/0013)."""
 
-import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -13,7 +12,6 @@ from podctl.host import Host
 from podctl.pods import Run
 from podctl.runs import tool_argv
 from podctl.sending import answer_of
-from remote.rundir import FINAL, LOST
 
 LEVELS = ("none", "read", "allowed", "drilled")
 ENOUGH = "allowed"
@@ -109,13 +107,8 @@ def hold(host: Host, facts: Facts, tool_dir: PurePosixPath, guard_dir: PurePosix
 
 def others_on(run: Run, host: Host) -> list[str]:
     """The ids of other runs that still have a claim on the run's pod. Raises PodctlError, Unreachable."""
-    answer = _ask_guard(run, host, "status")
-    ended = set()
-    for run_id, record in (answer.get("watch") or {}).get("runs", {}).items():
-        with contextlib.suppress(LookupError, TypeError):
-            if record[1][0] in FINAL | {LOST}:
-                ended.add(run_id)
-    return sorted(r for r in answer.get("claims") or {} if r != run.id and r not in ended)
+    needing = _ask_guard(run, host, "status").get("needing") or []
+    return [str(r) for r in needing if r != run.id]
 
 
 def tell_fetched(run: Run, host: Host) -> None:

@@ -121,11 +121,11 @@ def _attempts_so_far(run_dir: str, disk: str) -> int:
 
 
 def fetched(files: GuardDir, run_id: str) -> Dict[str, Any]:
-    """The run's results are home: nobody needs its fetch grace any more. `others`: runs that still need the pod."""
+    """The run's results are home: nobody needs its fetch grace any more."""
     _claim_of(files, run_id)
     files.fetched.mkdir(mode=0o700, exist_ok=True)
     (files.fetched / run_id).touch()
-    return {"fetched": run_id, "others": [r for r in _needing(files) if r != run_id]}
+    return {"fetched": run_id}
 
 
 def _needing(files: GuardDir) -> List[str]:
@@ -170,6 +170,7 @@ def status(files: GuardDir) -> Dict[str, Any]:
         "armed": files.armed.exists(),
         "beat_age_s": _age_s(files.alive),
         "claims": {p.stem: read_json(p) for p in sorted(files.claims.glob("*.json"))},
+        "needing": _needing(files),
         "fetched": sorted(p.name for p in files.fetched.glob("*")),
         "holds": {p.stem: read_json(p) for p in sorted(files.holds.glob("*.json"))},
         "watch": read_json(files.watch),

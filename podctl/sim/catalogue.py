@@ -1,4 +1,4 @@
-"""What is for rent: GPU types, data centres and, for now, how many are free. Read from `catalogue.yaml`."""
+"""What is for rent: GPU types, data centres, and how many are free at the beginning. Read from `catalogue.yaml`."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

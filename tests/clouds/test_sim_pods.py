@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -321,4 +322,7 @@ def test_a_stop_that_is_ignored_leaves_its_processes_running(real):
 
 
 def test_ending_nothing_ends_nothing():
-    end_all([], "nobody's mark")
+    with subprocess.Popen(["sleep", "60"]) as other:
+        end_all([], "nobody's mark")
+        assert other.poll() is None
+        other.kill()
