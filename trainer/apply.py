@@ -31,8 +31,32 @@ from trainer.task import Parts, Task, make_task
 
 log = logging.getLogger(__name__)
 
-KEPT = ("language", "task", "attention", "text")  # of a recipe's model section, for its export: what decoding asks
-FAMILIES = {"whisper": "whisper", "parakeet_tdt": "tdt", "parakeet_rnnt": "tdt"}  # by model_type; ctc is the rest
+KEPT = (
+    "language",
+    "task",
+    "attention",
+    "text",
+    "prompt",
+)  # of a recipe's model section, for its export: what decoding asks
+FAMILIES = {  # by model_type; ctc is the rest
+    "whisper": "whisper",
+    "parakeet_tdt": "tdt",
+    "parakeet_rnnt": "tdt",
+    **dict.fromkeys(
+        (
+            "canary",
+            "cohere_asr",
+            "moonshine",
+            "moonshine_streaming",
+            "seamless_m4t",
+            "seamless_m4t_v2",
+            "speech-encoder-decoder",
+            "speech_to_text",
+            "speecht5",
+        ),
+        "seq2seq",
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -154,6 +178,7 @@ def _with_sets(train: dict[str, Any], sets: Sequence[str]) -> dict[str, Any]:
     names = [t if isinstance(t, str) else t.get("manifest") or t["hub"] for t in result["data"]["train"]]
     result["data"] = {**result["data"], "train": names, "cache_gb": 0, "frozen_gb": 0}
     result["augment"] = {}
+    result["loss"] = {}  # nor is a teacher asked
     for text in sets:
         path, eq, value = text.partition("=")
         keys = path.removeprefix("train.").split(".")

@@ -18,7 +18,7 @@ class StillBatchNorm(nn.BatchNorm1d):
 
 
 class OwnGroupNorm(nn.GroupNorm):
-    """One channel a group, over an utterance's own frames: padding behind them changes nothing.
+    """Over an utterance's own frames, however many channels are a group: padding behind them changes nothing.
 
     `frames_B` is set before each forward. What comes out beyond an utterance's own frames means nothing.
     """
@@ -29,13 +29,20 @@ class OwnGroupNorm(nn.GroupNorm):
         x = x_BCF if x_BCF.dtype == torch.float64 else x_BCF.float()
         n_B11 = self.frames_B[:, None, None]
         own_B1F = torch.arange(x.shape[-1], device=x.device) < n_B11
-        mean = (x * own_B1F).sum(-1, keepdim=True) / n_B11
+        mean = self._in_groups((x * own_B1F).sum(-1, keepdim=True) / n_B11)
         centred = (x - mean) * own_B1F
-        variance = centred.square().sum(-1, keepdim=True) / n_B11
+        variance = self._in_groups(centred.square().sum(-1, keepdim=True) / n_B11)
         assert self.weight is not None
         assert self.bias is not None
         out = centred * (variance + self.eps).rsqrt() * self.weight[:, None] + self.bias[:, None]
         return out.to(x_BCF.dtype)
+
+    def _in_groups(self, x_BC1: Tensor) -> Tensor:
+        """Each channel's mean over the channels of its group: all have as many frames."""
+        if self.num_groups == self.num_channels:
+            return x_BC1
+        grouped = x_BC1.unflatten(1, (self.num_groups, -1))
+        return grouped.mean(2, keepdim=True).expand_as(grouped).flatten(1, 2)
 
 
 def keep_batch_norms_still(module: nn.Module) -> int:

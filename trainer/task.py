@@ -22,6 +22,7 @@ TASKS = {
     "whisper": "trainer.tasks.whisper:WhisperTask",
     "ctc": "trainer.tasks.ctc:CtcTask",
     "tdt": "trainer.tasks.tdt:TdtTask",
+    "seq2seq": "trainer.tasks.seq2seq:Seq2SeqTask",
 }
 
 

@@ -13,6 +13,8 @@ def why_not_cached(recipe: Recipe) -> str:
     """
     if recipe.task != "whisper":
         return f"task {recipe.task} has no frozen network whose output could be kept"
+    if recipe.loss.distill is not None:
+        return "loss.distill is on, and the teacher hears every recording anew"
     if getattr(recipe, "phases", None):
         return "phases open and close what is trained, and an encoder that has moved says something else"
     changing: dict[str, Callable[[Augment], object]] = {

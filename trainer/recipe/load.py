@@ -18,6 +18,7 @@ RECIPES = {
     "whisper": "trainer.recipe.whisper:WhisperRecipe",
     "ctc": "trainer.recipe.ctc:CtcRecipe",
     "tdt": "trainer.recipe.tdt:TdtRecipe",
+    "seq2seq": "trainer.recipe.seq2seq:Seq2SeqRecipe",
 }
 
 

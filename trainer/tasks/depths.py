@@ -3,7 +3,9 @@
 import re
 from collections.abc import Iterable, Mapping
 
-LAYER = re.compile(r"(?P<stack>.*\.)?layers\.(?P<layer>\d+)\.|(?P<lstm>.*\.lstm\.)\w+_l(?P<number>\d+)(_reverse)?$")
+LAYER = re.compile(
+    r"(?P<stack>.*\.)?(?:layers?|h)\.(?P<layer>\d+)\.|(?P<lstm>.*\.lstm\.)\w+_l(?P<number>\d+)(_reverse)?$"
+)
 
 
 def depths_of(names: Iterable[str], below: str) -> Mapping[str, int]:
