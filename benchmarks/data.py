@@ -113,8 +113,8 @@ def _first_batch(root: Path, of_seconds: bool, answers: Any) -> None:
     seconds, cpu_s, after = time.perf_counter() - began, time.process_time() - cpu, _anonymous_mb()
     done.set()
     watcher.join()
-    sound_mb = sum(b.wave_BT.numel() * 4 for b in first.micros) / 1e6  # the batch itself
-    rows = sum(len(b.ids) for b in first.micros)
+    sound_mb = sum(m.batch.wave_BT.numel() * 4 for m in first.micros) / 1e6  # the batch itself
+    rows = sum(len(m.batch.ids) for m in first.micros)
     answers.put((seconds, cpu_s, after - before - sound_mb, max(peak[0], after) - before, rows))
 
 

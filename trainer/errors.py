@@ -5,6 +5,7 @@ TrainerError            1
 ├── BadData             2   a manifest or its audio, as a whole
 ├── AudioError          –   one recording; becomes a line in quarantine.jsonl
 ├── Diverged            1   too many non-finite steps in a row
+├── OutOfMemory         1   one utterance alone is too much for the device
 ├── NoSpace             1   the disk is full
 ├── BadCheckpoint       1   a checkpoint that is not what it says
 └── StopAsked          75   asked to stop; everything is saved
@@ -49,6 +50,10 @@ class AudioError(TrainerError):
 
 
 class Diverged(TrainerError):
+    pass
+
+
+class OutOfMemory(TrainerError):
     pass
 
 

@@ -72,8 +72,8 @@ def predict(
     with _in_eval(parts.module), torch.inference_mode(), machine.autocast():
         for loaded in evaluation_batches(task, examples, micro_s, recipe.data.workers, stop):
             bad += loaded.bad
-            if loaded.batch is not None:
-                batch = task.prepare(loaded.batch.to(machine.device), parts, False)
+            if loaded.micro is not None:
+                batch = task.prepare(loaded.micro.batch.to(machine.device), parts, False)
                 answers |= {row["id"]: row for row in task.predict(parts.module, batch, how.decode)}
             on_batch(len(answers) + len(bad), len(examples))
     if stop():

@@ -6,27 +6,26 @@ dealt to ranks, and a resumed training goes on as if it had not stopped.
 
 import logging
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from remote.clock import duration
 from trainer.checkpoint import Checkpoint
 from trainer.data.loader import Step, StepLoader
-from trainer.data.plan import seed_of
 from trainer.ema import Ema
 from trainer.errors import Diverged, StopAsked
+from trainer.gradient import Gradient
 from trainer.logbook import Logbook, ProgressFile
 from trainer.machine import Machine
 from trainer.nf4 import n_weights
 from trainer.optim import Optimiser
 from trainer.phases import Span, describe, open_phase, rate_at, span_at, spans_of
 from trainer.recipe.base import Recipe
-from trainer.task import Bad, Batch, Parts, Task
+from trainer.task import Bad, Parts, Task
 
 log = logging.getLogger(__name__)
 
@@ -47,17 +46,6 @@ class State:
     train_s: float = 0.0  # spent in steps so far
     metrics: dict[str, float] = field(default_factory=dict)  # dev's, at `evaluated`
     stopped_early: bool = False
-
-
-class LossModule(nn.Module):
-    """What is wrapped for several ranks: one forward that is the task's losses, so that gradients are joined."""
-
-    def __init__(self, task: Task[Any, Any], module: nn.Module) -> None:
-        super().__init__()
-        self.task, self.module = task, module
-
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        return self.task.losses(self.module, batch)
 
 
 @dataclass
@@ -86,10 +74,10 @@ class Training:
         for n in range(len(self.spans), len(self.recipe.phases)):
             log.warning("phase %d never opens: the training ends before its epoch", n + 1)
         self._span: Span | None = None
-        self._wrapped: Any = None
+        self._gradient = Gradient(self.task, self.parts, self.recipe, self.machine, self.loader, self.optimiser)
         self._saved_at = time.monotonic()
-        self._sums = {k: torch.zeros((), device=self.machine.device) for k in self.task.losses_of}
         self._counts = dict.fromkeys(self.task.losses_of, 0)
+        self._weights: Mapping[str, float] = {}
         self._logged = (self.state.audio_s, self.state.train_s)  # as of the last log line
         self._unread: tuple[int, Tensor, Any] | None = None
         self._look()  # before the first step: the model as it came, or what a stop interrupted
@@ -111,26 +99,22 @@ class Training:
         open_phase(self.parts.module, self.optimiser, span)
         if self.ema:
             self.ema.join(self.optimiser.named(span.rates))
-        self._wrapped = None  # its hooks on the gradients must go before there are others
-        losses = LossModule(self.task, self.parts.module)
-        if self.recipe.loop.compile:
-            losses.compile()
-        self._wrapped = self.machine.wrap(losses)
+        self._gradient.open()
         log.info("%s", describe(span, n_weights(self.parts.module, trained=True)))
 
     def _step(self, step: Step) -> None:
         keys = list(self.task.losses_of)
-        mine = [sum(m.counts[k] for m in step.micros) for k in keys]
+        mine = [sum(m.batch.counts[k] for m in step.micros) for k in keys]
         *counts, stop, audio_ms = self.machine.summed([*mine, int(self.stop_asked()), round(step.audio_s * 1000)])
         if stop:
             self._stop()
         if step.bad:
             self.on_bad(step.bad)
-        self._set_seed(step.number)
         lr = rate_at(self.spans, step.number, self.max_steps, self.recipe.optim)
         self.optimiser.set_rates(lr, self._span.rates if self._span else {})
         count_of = {k: max(1, c) for k, c in zip(keys, counts, strict=True)}
-        self._backward(step.micros, count_of)
+        self._weights = self.task.weights(step.number / self.max_steps)
+        self._gradient.of(step, count_of, self._weights)
         norm, skipped = self.optimiser.step()
         if self.ema:
             self.ema.update(self.optimiser.named())
@@ -145,26 +129,6 @@ class Training:
             self._log(lr, norm)
         elif self.progress:
             self.progress.update(step=self.state.step, phase="train")
-
-    def _backward(self, micros: Sequence[Batch], count_of: dict[str, int]) -> None:
-        if not micros and self.machine.world == 1:
-            return  # nothing usable in this step: the optimiser sees no gradient and changes nothing
-        weight = 1.0 if micros else 0.0
-        micros = micros or [self.task.dummy(1, 1.0, 1)]  # a rank without work still joins the others' gradients
-        for n, cpu_batch in enumerate(micros):
-            batch = self.task.prepare(cpu_batch.to(self.machine.device), self.parts, True)
-            last = n == len(micros) - 1
-            with self._joined_gradients(last), self.machine.autocast():
-                losses = self._wrapped(batch)
-                # joined gradients are averaged over ranks; the sum over ranks is what the counts divide
-                scale = weight * self.machine.world
-                total = torch.stack([losses[k].sum() * (scale / count_of[k]) for k in losses]).sum()
-                self.optimiser.backward(total)
-            for k, v in losses.items():
-                self._sums[k] = self._sums[k] + v.detach().sum() * weight
-
-    def _joined_gradients(self, last: bool) -> AbstractContextManager[Any]:
-        return nullcontext() if last or self.machine.world == 1 else self._wrapped.no_sync()
 
     def _look(self) -> None:
         """After a step, and before the first: measure, keep, save, stop."""
@@ -243,10 +207,10 @@ class Training:
         s = self.state
         values: dict[str, float] = {}
         # the only waits for the device between evaluations
-        for k, total in self._sums.items():
-            values[f"loss/{k}"] = self._mean_over_ranks(float(total), self._counts[k])
-            self._sums[k] = torch.zeros_like(total)
+        for k, total in self._gradient.taken().items():
+            values[f"loss/{k}"] = self._mean_over_ranks(total, self._counts[k])
             self._counts[k] = 0
+        loss = sum(self._weights.get(k, 1.0) * values[f"loss/{k}"] for k in self.task.losses_of)
         grad_norm = float(norm)
         audio_then, train_then = self._logged
         audio_per_s = (s.audio_s - audio_then) / max(1e-9, s.train_s - train_then)
@@ -259,7 +223,6 @@ class Training:
             values["phase"] = float(self._span.number + 1)
         if self.book:
             self.book.numbers(s.step, values)
-        loss = sum(v for k, v in values.items() if k.startswith("loss/"))
         if self.progress:
             self.progress.update(
                 step=s.step, phase="train", epoch=epoch, loss=loss, eta_s=eta_s, audio_s_per_s=audio_per_s
@@ -293,10 +256,6 @@ class Training:
                 f"{self.state.skipped_in_a_row} steps in a row had a gradient that is not finite (up to step {step})",
                 "lower train.optim.lr, or train in bf16 or fp32; the last checkpoint is whole",
             )
-
-    def _set_seed(self, step: int) -> None:
-        """All chance inside a step (dropout) is a function of seed, step and rank: nothing of it needs saving."""
-        torch.manual_seed(seed_of(self.recipe.loop.seed, "step", step, self.machine.rank))
 
 
 def _start_copy(value: Tensor) -> tuple[Tensor, Any]:

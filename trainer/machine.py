@@ -41,15 +41,6 @@ class Machine:
         """The module on the device, in double where the recipe asks for it."""
         return module.to(self.device).double() if self.precision == "fp64" else module.to(self.device)
 
-    def wrap(self, module: nn.Module) -> nn.Module:
-        """For gradients over all ranks; the module itself where there is one rank."""
-        if self.world == 1:
-            return module
-        from torch.nn.parallel import DistributedDataParallel
-
-        ids = [self.device.index] if self.device.type == "cuda" else None
-        return DistributedDataParallel(module, device_ids=ids)
-
     def summed(self, values: list[int]) -> list[int]:
         """Each number added over all ranks; before the backward pass, over gloo."""
         if self.world == 1:

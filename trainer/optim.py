@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from trainer.ranks import Joined
 from trainer.recipe.optim import Optim
 
 
@@ -27,6 +28,13 @@ class Optimiser:
     groups: dict[str, dict[str, nn.Parameter]]  # the task's, with their parameters by name
     how: Optim
     scaler: torch.amp.GradScaler | None = None
+    joined: Joined | None = None  # gradients of several ranks
+
+    def join(self) -> None:
+        """From here on the gradients of what trains now are added over all ranks, and no others."""
+        if self.joined:
+            self.joined.close()
+        self.joined = Joined([p for p in self.named().values() if p.requires_grad])
 
     def set_rates(self, lr: float, factors: Mapping[str, float]) -> None:
         """This step's rate into every parameter group: × its group's factor × its layer's."""
@@ -52,8 +60,15 @@ class Optimiser:
         else:
             self.adamw.found_inf = skipped  # type: ignore[attr-defined]
             self.adamw.step()
-        self.adamw.zero_grad(set_to_none=True)
+        self.clear()
         return norm.detach(), skipped
+
+    def clear(self) -> None:
+        """No gradients, as before a step."""
+        if self.joined:
+            self.joined.clear()
+        else:
+            self.adamw.zero_grad(set_to_none=True)
 
     def named(self, groups: Iterable[str] | None = None) -> dict[str, nn.Parameter]:
         """The parameters of some groups by name, of all where none are named."""
@@ -62,6 +77,8 @@ class Optimiser:
 
     def forget(self) -> None:
         """Give its memory back: the training is over."""
+        if self.joined:
+            self.joined.close()
         self.adamw.state.clear()
         self.adamw.param_groups.clear()
         self.groups.clear()

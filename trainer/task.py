@@ -156,6 +156,10 @@ class Task(Protocol[Item, B]):
         """Per-example sums, shape (n,), under the keys `losses_of`. Never a mean: the loop divides."""
         ...
 
+    def weights(self, done: float) -> Mapping[str, float]:
+        """A factor for each loss, where `done` is the share of the training's steps that lie before this one."""
+        ...
+
     def predict(self, module: "nn.Module", batch: B, decode: Decode) -> list[Row]:
         """The one path of evaluate, predict, compare and serve."""
         ...

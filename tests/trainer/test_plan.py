@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.data.plan import Part, Plan, cut, seed_of
+from trainer.data.plan import Cut, Part, Plan, cut, seed_of
 from trainer.recipe.loop import Loop
 from trainer.task import Size
 
@@ -135,7 +135,7 @@ def test_parts_of_an_epoch_count() -> None:
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=60), st.floats(1, 100))
 def test_micro_batches_are_homogeneous_within_memory_and_hold_everyone_once(halves: list[int], micro_s: float) -> None:
     sizes = [Size(h / 2, h / 2, 1) for h in halves]
-    micros = cut(sizes, micro_s)
+    micros = cut(sizes, Cut(micro_s))
     assert sorted(i for m in micros for i in m) == list(range(len(sizes)))
     for m in micros:
         assert len({sizes[i].padded_s for i in m}) == 1

@@ -6,14 +6,14 @@ Everything a batch holds is a function of its place in the plan, so threads and 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from trainer.data.manifest import Manifest
 from trainer.data.parquet import keep_groups
-from trainer.data.plan import Plan, cut, seed_of
+from trainer.data.plan import Cut, Plan, cut, seed_of
 from trainer.recipe.augment import Augment
 from trainer.recipe.base import Recipe
 from trainer.task import Bad, Batch, Draw, Example, Task
@@ -22,10 +22,20 @@ AHEAD = 3  # steps that are decoded while the device works
 
 
 @dataclass(frozen=True)
+class Micro:
+    """A micro-batch, and what it was made of: so that it can be made again, smaller."""
+
+    batch: Batch
+    padded_s: float
+    examples: Sequence[Example]  # the unusable ones too
+    draws: Sequence[Draw | None]
+
+
+@dataclass(frozen=True)
 class Loaded:
     """One micro-batch, or None where none of its utterances could be used."""
 
-    batch: Any
+    micro: Micro | None
     bad: Sequence[Bad]
     audio_s: float
 
@@ -36,7 +46,7 @@ class Step:
 
     number: int
     epoch: int
-    micros: Sequence[Batch]
+    micros: Sequence[Micro]
     bad: Sequence[Bad]
     audio_s: float
 
@@ -52,6 +62,7 @@ class StepLoader:
             keep_groups(2 * window)
         self._task, self._manifest, self._recipe = task, manifest, recipe
         self._rank, self._world = rank, world
+        self.cut = Cut(recipe.loop.micro_s)  # memory may teach it more
         self._max_steps = self.plan.max_steps
         self._by_speaker = _positions_by_speaker(manifest) if any(a.join_p for a in recipe.augments) else {}
 
@@ -80,8 +91,23 @@ class StepLoader:
         triples = zip(examples, place.passes, own, strict=True)
         draws: list[Draw | None] = [self.draw(e, int(n), done, augment) for e, n, augment in triples]
         sizes = [self._task.size(e, d) for e, d in zip(examples, draws, strict=True)]
-        micros = cut(sizes, self._recipe.loop.micro_s)[self._rank :: self._world]
+        micros = cut(sizes, self.cut)[self._rank :: self._world]
         return place.epoch, [([examples[i] for i in m], [draws[i] for i in m]) for m in micros]
+
+    def recut(self, step: Step) -> Step:
+        """The step with no micro-batch larger than memory is known to hold: itself, or read again in parts."""
+        if all(len(m.examples) <= self.cut.n_at(m.padded_s) for m in step.micros):
+            return step
+        micros: list[Micro] = []
+        for m in step.micros:
+            n = self.cut.n_at(m.padded_s)
+            if len(m.examples) <= n:
+                micros.append(m)
+                continue
+            for at in range(0, len(m.examples), n):
+                part = _load(self._task, m.examples[at : at + n], m.draws[at : at + n]).micro
+                micros += [part] if part else []
+        return replace(step, micros=micros)
 
     def draw(self, example: Example, heard: int, done: float = 0.0, augment: Augment | None = None) -> Draw:
         """The utterance's chance when it was heard so often before (its epoch, where sources are not weighted).
@@ -112,7 +138,7 @@ def evaluation_batches(
 ) -> Iterator[Loaded]:
     """Every example once, without chance, in homogeneous batches; ends early where `stop` says so."""
     sizes = [task.size(e, None) for e in examples]
-    micros = [[examples[i] for i in m] for m in cut(sizes, micro_s)]
+    micros = [[examples[i] for i in m] for m in cut(sizes, Cut(micro_s))]
     with ThreadPoolExecutor(workers, "audio") as pool:
         waiting: deque[Future[Loaded]] = deque()
         for n in range(len(micros) + workers):
@@ -131,12 +157,15 @@ def _load(task: Task[Any, Any], examples: Sequence[Example], draws: Sequence[Dra
     items = [a for a in answers if not isinstance(a, Bad)]
     triples = zip(examples, draws, answers, strict=True)
     audio_s = sum(task.size(e, d).audio_s for e, d, a in triples if not isinstance(a, Bad))
-    return Loaded(task.collate(items) if items else None, [a for a in answers if isinstance(a, Bad)], audio_s)
+    bad = [a for a in answers if isinstance(a, Bad)]
+    padded_s = task.size(examples[0], draws[0]).padded_s
+    micro = Micro(task.collate(items), padded_s, examples, draws) if items else None
+    return Loaded(micro, bad, audio_s)
 
 
 def _joined(number: int, epoch: int, futures: Sequence["Future[Loaded]"]) -> Step:
     loaded = [f.result() for f in futures]
-    micros = [m.batch for m in loaded if m.batch is not None]
+    micros = [m.micro for m in loaded if m.micro is not None]
     return Step(number, epoch, micros, [b for m in loaded for b in m.bad], sum(m.audio_s for m in loaded))
 
 

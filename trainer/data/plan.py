@@ -7,7 +7,7 @@ trains the same thing, and a resume needs no more than the step's number.
 import bisect
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -156,17 +156,37 @@ def _shuffled(part: Part, rng: np.random.Generator, window: int) -> np.ndarray:
     return np.lexsort((rng.random(n), place[group] // window))
 
 
-def cut(sizes: Sequence[Size], micro_s: float) -> list[list[int]]:
-    """A step's utterances in micro-batches: each homogeneous in padded length and at most `micro_s` padded seconds.
+class Cut:
+    """How many utterances fit into memory at once: padded seconds, and what was learnt of some padded lengths.
 
-    The costliest come first, so what does not fit into memory fails at once. Indices are into `sizes`.
+    It changes no result, only how a step is cut; all ranks have the same.
+    """
+
+    def __init__(self, micro_s: float, most: Mapping[float, int] | None = None) -> None:
+        self.micro_s = micro_s
+        self.most = dict(most or {})  # padded seconds → utterances at most
+
+    def n_at(self, padded_s: float) -> int:
+        """How many utterances of that length: never more than fit of a shorter one, and at least one."""
+        fits = [n for seconds, n in self.most.items() if seconds <= padded_s]
+        return max(1, min([int(self.micro_s / padded_s + 1e-9), *fits]))
+
+    def learn(self, padded_s: float, n: int) -> None:
+        """From here on at most `n` of that length, or longer."""
+        self.most[padded_s] = min(n, self.most.get(padded_s, n))
+
+
+def cut(sizes: Sequence[Size], how: Cut) -> list[list[int]]:
+    """A step's utterances in micro-batches, each homogeneous in padded length. Indices are into `sizes`.
+
+    The costliest come first, so what does not fit into memory fails at once.
     """
     order = sorted(range(len(sizes)), key=lambda i: (-sizes[i].padded_s, i))
     micros: list[list[int]] = []
     for i in order:
         padded_s = sizes[i].padded_s
         last = micros[-1] if micros else None
-        if last and sizes[last[0]].padded_s == padded_s and (len(last) + 1) * padded_s <= micro_s:
+        if last and sizes[last[0]].padded_s == padded_s and len(last) < how.n_at(padded_s):
             last.append(i)
         else:
             micros.append([i])

@@ -241,6 +241,9 @@ class CtcTask(AcousticTask[CtcRecipe]):
         logits_BPV: Tensor = model.lm_head(model.dropout(states_BPD))
         return logits_BPV
 
+    def weights(self, done: float) -> Mapping[str, float]:
+        return dict.fromkeys(self.losses_of, 1.0)
+
     def predict(self, module: nn.Module, batch: CtcBatch, decode: Decode) -> list[Row]:
         """The best token a frame, equal neighbours joined, blanks dropped; rows hold `id` and `text`."""
         best_BP = self.logits(module, batch).argmax(-1).tolist()

@@ -216,6 +216,9 @@ class TdtTask(AcousticTask[TdtRecipe]):
         whole = duration if duration.dtype == torch.float64 else duration.float()
         return blank, token, whole.log_softmax(-1) if whole.shape[-1] else whole
 
+    def weights(self, done: float) -> Mapping[str, float]:
+        return dict.fromkeys(self.losses_of, 1.0)
+
     def predict(self, module: nn.Module, batch: TdtBatch, decode: Decode) -> list[Row]:
         """The best token, and its best duration, step by step; rows hold `id` and `text`."""
         model = plain(module)

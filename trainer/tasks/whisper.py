@@ -288,6 +288,9 @@ class WhisperTask:
         zero_B = torch.zeros(len(batch.ids), dtype=ce_K.dtype, device=ce_K.device)
         return {"ce": zero_B.index_add(0, batch.label_row_K, ce_K)}
 
+    def weights(self, done: float) -> Mapping[str, float]:
+        return dict.fromkeys(self.losses_of, 1.0)
+
     def predict(self, module: nn.Module, batch: WhisperBatch, decode: Decode) -> list[Row]:
         """Greedy or beam search by transformers' own generation; rows hold `id` and `text`."""
         model = plain(module)

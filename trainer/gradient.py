@@ -1,0 +1,153 @@
+"""The gradient of one step: however it is cut, over however many ranks, in as much memory as there is.
+
+A step that does not fit is begun again from nothing, cut finer, by all ranks alike: what it sums over stays the same.
+"""
+
+import gc
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trainer.data.loader import Micro, Step, StepLoader
+from trainer.data.plan import seed_of
+from trainer.errors import OutOfMemory
+from trainer.machine import Machine
+from trainer.optim import Optimiser
+from trainer.recipe.base import Recipe
+from trainer.task import Batch, Parts, Task
+
+log = logging.getLogger(__name__)
+
+
+class LossModule(nn.Module):
+    """One forward that is the task's losses: what is compiled, and what is wrapped where weights are dealt to ranks."""
+
+    def __init__(self, task: Task[Any, Any], module: nn.Module) -> None:
+        super().__init__()
+        self.task, self.module = task, module
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        return self.task.losses(self.module, batch)
+
+
+@dataclass
+class Gradient:
+    """Makes the gradients of steps, and keeps the sums of their losses until they are taken for the log."""
+
+    task: Task[Any, Any]
+    parts: Parts
+    recipe: Recipe
+    machine: Machine
+    loader: StepLoader
+    optimiser: Optimiser
+    _sums: dict[str, Tensor] = field(default_factory=dict)
+    _losses: Any = None
+
+    def open(self) -> None:
+        """For what trains from here on: over several ranks just those parameters' gradients are joined."""
+        losses = LossModule(self.task, self.parts.module)
+        if self.recipe.loop.compile:
+            losses.compile()
+        self._losses = losses
+        if self.machine.world > 1:
+            self.optimiser.join()
+
+    def of(self, step: Step, count_of: Mapping[str, int], weight_of: Mapping[str, float]) -> None:
+        """Into the parameters' `.grad`: Σ over all ranks and keys of weight · summed loss / count.
+
+        Raises OutOfMemory where one utterance alone is too much.
+        """
+        share_of = {k: weight_of.get(k, 1.0) / n for k, n in count_of.items()}
+        while True:
+            step = self.loader.recut(step)
+            # all chance inside a step (dropout) is a function of seed, step and rank: nothing of it needs saving
+            torch.manual_seed(seed_of(self.recipe.loop.seed, "step", step.number, self.machine.rank))
+            sums, failed = self._attempt(step, share_of)
+            if self._agreed(failed):
+                break
+            self.optimiser.clear()
+        for k, v in sums.items():
+            self._sums[k] = self._sums[k] + v if k in self._sums else v
+
+    def taken(self) -> dict[str, float]:
+        """The losses summed since the last call, by key, on this rank: a wait for the device."""
+        sums, self._sums = self._sums, {}
+        return {k: float(sums[k]) if k in sums else 0.0 for k in self.task.losses_of}
+
+    def _attempt(self, step: Step, share_of: Mapping[str, float]) -> tuple[dict[str, Tensor], Micro | None]:
+        """What the losses sum to, and the micro-batch that memory was too small for."""
+        sums: dict[str, Tensor] = {}
+        failed = None
+        joined = self.optimiser.joined
+        for n, micro in enumerate(step.micros):
+            if joined and n == len(step.micros) - 1:
+                joined.begin_last()
+            try:
+                losses = self._backward(micro, share_of)
+            except RuntimeError as e:
+                if not is_out_of_memory(e):
+                    raise
+                failed = micro  # the exception holds the whole graph: it must go before there is room again
+                break
+            for k, v in losses.items():
+                sums[k] = sums[k] + v if k in sums else v
+        if failed:
+            free_memory(self.machine.device)
+        if joined:
+            joined.finish()
+        return sums, failed
+
+    def _backward(self, micro: Micro, share_of: Mapping[str, float]) -> dict[str, Tensor]:
+        batch = self.task.prepare(micro.batch.to(self.machine.device), self.parts, True)
+        with self.machine.autocast():
+            losses = self._losses(batch)
+            total = torch.stack([losses[k].sum() * share_of[k] for k in losses]).sum()
+            self.optimiser.backward(total)
+        return {k: v.detach().sum() for k, v in losses.items()}
+
+    def _agreed(self, failed: Micro | None) -> bool:
+        """Whether every rank is done; else all of them know a finer cut, the same one."""
+        joined = self.optimiser.joined
+        if joined:
+            n_failed, n_partly = self.machine.summed([int(failed is not None), int(not all(joined.fired))])
+            if not n_failed:
+                if n_partly:
+                    joined.drop_unfired(self.machine.summed(joined.fired))
+                return True
+        elif failed is None:
+            return True
+        found = self.machine.gathered([(failed.padded_s, len(failed.examples))] if failed else [])
+        for padded_s, n in found:
+            if n == 1:
+                raise OutOfMemory(
+                    f"one utterance of {padded_s:g} s is too much for this device's memory",
+                    "set loop.gradient_checkpointing: true, train adapters, or lower data.max_s",
+                )
+            self.loader.cut.learn(padded_s, n // 2)
+        worst = max(found)
+        log.warning(
+            "out of memory at %d utterances of %g s: the step is done again in halves, and so are those to come",
+            *reversed(worst),
+        )
+        return False
+
+
+def is_out_of_memory(e: BaseException) -> bool:
+    """Whether an error says that a device has no more memory: only CUDA has a class for it."""
+    if isinstance(e, torch.OutOfMemoryError | MemoryError):
+        return True
+    said = str(e)
+    return "out of memory" in said or "DefaultCPUAllocator" in said or "can't allocate memory" in said
+
+
+def free_memory(device: torch.device) -> None:
+    """What nothing holds any more goes back to the device."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()
