@@ -116,3 +116,56 @@ def tdt_dict(corpus: Path, kind: str = "tdt", **sections: Mapping[str, Any]) -> 
 def _of_task(task: str, model: dict[str, Any], corpus: Path, sections: Mapping[str, Any]) -> dict[str, Any]:
     train = recipe_dict(corpus, **{k: v for k, v in sections.items() if k != "model"})
     return {**train, "task": task, "model": {**model, **sections.get("model", {})}}
+
+
+def make_teacher(folder: Path, train: Mapping[str, Any], seed: int = 7, loud: float = 3.0) -> Path:
+    """The model of a recipe under `folder`, as the Hub has it, with weights and opinions of its own."""
+    import torch
+
+    from trainer.recipe.load import parse_recipe
+    from trainer.task import make_task
+
+    task = make_task(parse_recipe(dict(train)))
+    torch.manual_seed(seed)
+    module = task.build().module
+    with torch.no_grad():
+        for p in module.parameters():
+            p.mul_(loud if p.ndim > 1 else 1.0)
+    task.export(module, folder)
+    return folder
+
+
+def distilled(train: dict[str, Any], teacher: Path, **how: Any) -> dict[str, Any]:
+    """The same recipe with a teacher."""
+    return {**train, "loss": {**train.get("loss", {}), "distill": {"teacher": str(teacher), **how}}}
+
+
+WIDER = {
+    "d_model": 24,
+    "encoder_layers": 2,
+    "decoder_layers": 1,
+    "heads": 2,
+    "ffn": 32,
+    "mels": 24,
+}  # a Whisper that teaches
+
+
+def distilled_whisper(corpus: Path, **sections: Mapping[str, Any]) -> dict[str, Any]:
+    """A very small Whisper with a teacher of another width, depth and number of mel bins."""
+    train = recipe_dict(corpus, **sections)
+    folder = corpus / "teacher-whisper"
+    if not folder.exists():
+        plain = recipe_dict(corpus)
+        scratch = {**plain["model"]["from_scratch"], **WIDER}
+        make_teacher(folder, {**plain, "model": {"from_scratch": scratch}})
+    return distilled(train, folder, weight=0.8, temperature=2.0, anneal={"to": 0.2})
+
+
+def distilled_ctc(corpus: Path, **sections: Mapping[str, Any]) -> dict[str, Any]:
+    """A very small Parakeet with a larger one as its teacher."""
+    folder = corpus / "teacher-ctc"
+    if not folder.exists():
+        plain = ctc_dict(corpus)
+        scratch = {**plain["model"]["from_scratch"], "d_model": 24, "layers": 2, "mels": 24}
+        make_teacher(folder, {**plain, "model": {**plain["model"], "from_scratch": scratch}})
+    return distilled(ctc_dict(corpus, **sections), folder, weight=0.8, temperature=2.0, anneal={"to": 0.2})

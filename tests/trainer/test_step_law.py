@@ -4,16 +4,26 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from support.speech import ctc_dict, make_corpus, recipe_dict, tdt_dict, write_experiment
+from support.seq2seq import KINDS, seq2seq_dict
+from support.speech import (
+    ctc_dict,
+    distilled_ctc,
+    distilled_whisper,
+    make_corpus,
+    recipe_dict,
+    tdt_dict,
+    write_experiment,
+)
 
 from trainer.data.loader import StepLoader
 from trainer.data.manifest import open_manifests
 from trainer.loop import State, Training
-from trainer.machine import start_machine
+from trainer.machine import placed, start_machine
 from trainer.optim import make_optimiser
 from trainer.recipe.load import parse_recipe
 from trainer.task import make_task
@@ -28,7 +38,11 @@ FAMILIES = {
     "wavlm": lambda corpus, **s: ctc_dict(corpus, "wavlm", **s),
     "tdt": lambda corpus, **s: tdt_dict(corpus, "tdt", **s),
     "rnnt": lambda corpus, **s: tdt_dict(corpus, "rnnt", **s),
+    "distilled-whisper": distilled_whisper,
+    "distilled-ctc": distilled_ctc,
+    **{kind: partial(seq2seq_dict, kind=kind) for kind in KINDS},
 }
+SLOW = set(KINDS) - {"speech_to_text", "moonshine"}
 
 
 def trained(
@@ -42,8 +56,7 @@ def trained(
     machine = start_machine(recipe.loop)
     task = make_task(recipe)
     torch.manual_seed(0)
-    parts = task.build()
-    machine.place(parts.module)
+    parts = placed(task.build(), machine)
     loader = StepLoader(task, manifest, recipe)
     optimiser = make_optimiser(parts.module, task.groups(parts.module), recipe.optim, "fp64")
     training = Training(
@@ -104,7 +117,7 @@ def test_an_unusable_utterance_leaves_the_others_update_alone(tmp_path: Path) ->
     assert furthest(with_bad, without) < 1e-9
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [pytest.param(f, marks=[pytest.mark.slow] * (f in SLOW)) for f in FAMILIES])
 def test_the_update_of_every_family_is_the_same_however_a_step_is_cut(tmp_path: Path, family: str) -> None:
     """1×8 (as far as lengths are equal), 2×4, 8×1, with everything that is drawn."""
     make_corpus(tmp_path, 24)

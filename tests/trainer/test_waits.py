@@ -4,18 +4,20 @@ Known exceptions are listed a task, with what they are: a new one is a defect, a
 """
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from support.speech import ctc_dict, make_corpus, recipe_dict, tdt_dict
+from support.seq2seq import KINDS, seq2seq_dict
+from support.speech import ctc_dict, distilled_ctc, distilled_whisper, make_corpus, recipe_dict, tdt_dict
 from support.waits import Waits
 
 from trainer.data.loader import StepLoader
 from trainer.data.manifest import open_manifests
 from trainer.loop import State, Training
-from trainer.machine import start_machine
+from trainer.machine import placed, start_machine
 from trainer.optim import make_optimiser
 from trainer.recipe.load import parse_recipe
 from trainer.task import make_task
@@ -28,7 +30,11 @@ FAMILIES: dict[str, Callable[..., dict[str, Any]]] = {
     "wavlm": lambda corpus, **s: ctc_dict(corpus, "wavlm", **s),
     "tdt": lambda corpus, **s: tdt_dict(corpus, "tdt", **s),
     "rnnt": lambda corpus, **s: tdt_dict(corpus, "rnnt", **s),
+    "distilled-whisper": distilled_whisper,
+    "distilled-ctc": distilled_ctc,
+    **{kind: partial(seq2seq_dict, kind=kind) for kind in KINDS},
 }
+SLOW = set(KINDS) - {"speech_to_text", "moonshine", "wav2vec2-mbart"}
 
 # Beside these the loop reads one number a step: whether the step before was skipped, when its work is done by then.
 LOOP = {"_local_scalar_dense": 1}
@@ -39,6 +45,7 @@ A_MICRO = {
     "hubert": {"_local_scalar_dense": 1, "boolean index": 2},
     "wavlm": {"boolean index": 2},
 }
+A_MICRO |= {kind: A_MICRO[kind.partition("-")[0]] for kind in KINDS if kind.partition("-")[0] in A_MICRO}
 
 
 def make_training(folder: Path, family: str) -> Training:
@@ -49,7 +56,7 @@ def make_training(folder: Path, family: str) -> Training:
     manifest = open_manifests([folder / "train.jsonl"], recipe.data, folder, folder / "cache")
     machine, task = start_machine(recipe.loop), make_task(recipe)
     torch.manual_seed(0)
-    parts = task.build()
+    parts = placed(task.build(), machine)
     optimiser = make_optimiser(parts.module, task.groups(parts.module), recipe.optim, "fp32")
     return Training(
         task, parts, recipe, machine, StepLoader(task, manifest, recipe), optimiser, State(), None, None,
@@ -57,7 +64,7 @@ def make_training(folder: Path, family: str) -> Training:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [pytest.param(f, marks=[pytest.mark.slow] * (f in SLOW)) for f in FAMILIES])
 def test_a_training_step_asks_the_device_nothing_but_what_is_listed(tmp_path: Path, family: str) -> None:
     training = make_training(tmp_path, family)
     found: list[tuple[int, dict[str, int]]] = []

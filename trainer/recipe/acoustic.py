@@ -95,6 +95,7 @@ class AcousticRecipe(Recipe):
     """The sections that such recipes add to every recipe's."""
 
     LOSS: ClassVar[str]  # as a sentence calls it
+    DISTILS: ClassVar[bool] = False  # whether a teacher and a student can be compared frame by frame
     DECODER: ClassVar[str]  # why adapters have no preset for it
 
     model: AcousticModel
@@ -104,6 +105,8 @@ class AcousticRecipe(Recipe):
         wrong = []
         if self.loss.label_smoothing:
             wrong.append(f"loss.label_smoothing is not for {self.LOSS}")
+        if self.loss.distill and not self.DISTILS:
+            wrong.append(f"loss.distill is not for {self.LOSS}: it has no distribution over tokens a frame to compare")
         if self.eval.decode.beams != 1:
             wrong.append(f"eval.decode.beams must be 1: {self.LOSS} is decoded greedily here")
         if self.eval.decode.window != "own":

@@ -36,6 +36,7 @@ class CtcRecipe(AcousticRecipe):
 
     GROUPS: ClassVar[tuple[str, ...]] = ("features", "encoder", "head")
     LOSS: ClassVar[str] = "CTC"
+    DISTILS: ClassVar[bool] = True
     DECODER: ClassVar[str] = "there is no decoder"
 
     task: Literal["ctc"] = Field(description="the model family")

@@ -124,7 +124,8 @@ class AcousticTask(ABC, Generic[R]):
             return Bad(example.id, e.message)
         bins, frames = self._masked_over(drawn.n_samples)
         freq, time = draw_spans(draw, how.spec, bins, frames)
-        return Utterance(example.id, self._levelled(wave_T), drawn.padded, tokens, freq, time)
+        heard_T = wave_T if draw is not None and self.recipe.loss.distill else None
+        return Utterance(example.id, self._levelled(wave_T), drawn.padded, tokens, freq, time, heard_T=heard_T)
 
     def _unusable(self, drawn: Drawn, tokens: list[int]) -> str:
         """Why a transcript can't be learnt from its audio; empty where it can."""

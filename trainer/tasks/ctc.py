@@ -4,7 +4,7 @@ What an utterance yields is what the stock model yields for it alone and unpadde
 where the stock model does not (wav2vec 2.0's first norm, over all padded time). Exports load in plain transformers.
 
 B batch · T samples (16 kHz) · M mel bins · F mel frames (10 ms) · P encoder frames · D model width · L labels
-V vocabulary
+V vocabulary · N own encoder frames of the whole batch
 """
 
 import re
@@ -34,6 +34,8 @@ from transformers import (
 from trainer.data.audio import padded_samples, samples_of
 from trainer.data.features import ParakeetMel, stack_spans
 from trainer.errors import BadRecipe
+from trainer.losses.distill import divergence
+from trainer.losses.labelled import sum_by_row, wide
 from trainer.norms import OwnGroupNorm, keep_batch_norms_still
 from trainer.recipe.ctc import CtcModel, CtcRecipe, CtcScratch
 from trainer.recipe.eval import Decode
@@ -51,6 +53,7 @@ from trainer.tasks.acoustic import (
 )
 from trainer.tasks.hub import plain
 from trainer.tasks.letters import parakeet_letters, wave_letters
+from trainer.tasks.teacher import Teacher
 from trainer.tasks.utterances import Utterance, moved, noise, stack_tokens, stack_waves
 
 WAVES = ("wav2vec2", "hubert", "wavlm")
@@ -80,6 +83,10 @@ class CtcBatch:
     freq_spans: Tensor  # (B, n, 2) int64: over mel bins, or over the width of what the convolutions made of a wave
     time_spans: Tensor  # over mel frames, or over encoder frames of a wave
     mel_BFM: Tensor = field(default_factory=lambda: torch.empty(0))
+    frame_index_N: Tensor = field(default_factory=lambda: torch.empty(0))  # int64: which of the B·P frames are own
+    frame_row_N: Tensor = field(default_factory=lambda: torch.empty(0))  # int64: and whose
+    by_teacher: "CtcBatch | None" = None  # the same utterances as the teacher hears them
+    teacher_NV: Tensor | None = None  # what the teacher says of every own frame: log-probabilities
 
     def to(self, device: torch.device) -> "CtcBatch":
         return moved(self, device)
@@ -87,8 +94,6 @@ class CtcBatch:
 
 class CtcTask(AcousticTask[CtcRecipe]):
     """Task `ctc`: see trainer.task.Task for what each method promises."""
-
-    losses_of = ("ctc",)
 
     def __init__(self, recipe: CtcRecipe) -> None:
         self.family = _family(recipe.model)
@@ -98,6 +103,13 @@ class CtcTask(AcousticTask[CtcRecipe]):
         super().__init__(recipe, _extractor(recipe.model), tokenizer, config, int(config.pad_token_id))
         self._mel = None if self.is_wave else ParakeetMel(self.extractor)
         self._masks = any(a.spec is not None for a in recipe.augments)
+        self._teacher = Teacher(recipe, CtcTask) if recipe.loss.distill else None
+        if self._teacher:
+            self._check_frames(self._teacher)
+
+    @property
+    def losses_of(self) -> Sequence[str]:
+        return ("ctc", "kl") if self._teacher else ("ctc",)
 
     # ---- networks
 
@@ -123,7 +135,37 @@ class CtcTask(AcousticTask[CtcRecipe]):
         whole = ["lm_head" if self.is_wave else "ctc_head"] if self.recipe.model.makes_vocabulary else None
         if lora is not None and self.family == "wavlm":
             _check_wavlm_feels(model, lora.targets)
-        return Parts(hub.adapted(model, lora, saved, self._presets, whole))
+        module = hub.adapted(model, lora, saved, self._presets, whole)
+        if self._teacher is None:
+            return Parts(module)
+        network = self._teacher.join(saved)
+        self._check_teacher(model, self._teacher, plain(network))
+        return Parts(module, {"teacher": network})
+
+    def _check_frames(self, teacher: "Teacher[CtcTask]") -> None:
+        """Both make as many frames of any sound: 20 lengths of up to a second tell them apart."""
+        lengths = range(2000, 16000, 700)
+        ours, theirs = ([task.n_frames(n) for n in lengths] for task in (self, teacher.task))
+        teacher.same("number of frames in sounds of some lengths", self._name, ours, theirs)
+
+    def _check_teacher(self, model: Any, teacher: "Teacher[CtcTask]", network: Any) -> None:
+        """Both write with the same tokens, and the same of them is the blank."""
+        theirs = teacher.task
+        teacher.share_words(
+            (self._name, self.tokenizer.get_vocab(), model.config.vocab_size),
+            (theirs.tokenizer.get_vocab(), network.config.vocab_size),
+        )
+        blank = int(teacher.token_of(torch.tensor(self.blank)))
+        teacher.same("blank", self._name, blank, theirs.blank)
+
+    @property
+    def _name(self) -> str:
+        return self.recipe.model.name or "the student"
+
+    def save(self, module: nn.Module, directory: Path) -> None:
+        super().save(module, directory)
+        if self._teacher:
+            self._teacher.leave_word(directory)
 
     def _group_of(self, name: str) -> str:
         if "lm_head" in name or "ctc_head" in name:
@@ -169,10 +211,15 @@ class CtcTask(AcousticTask[CtcRecipe]):
     def collate(self, items: Sequence[Utterance]) -> CtcBatch:
         samples = [len(i.wave_T) for i in items]
         n_frames = tuple(self.n_frames(n) for n in samples)
+        counts = {"ctc": sum(len(i.tokens) for i in items)}
+        more: dict[str, Any] = {}
+        if self._teacher and items[0].heard_T is not None:
+            counts["kl"] = sum(n_frames)
+            more = self._for_teacher(self._teacher, items, n_frames)
         size, stride = (self.config.conv_kernel[0], self.config.conv_stride[0]) if self.is_wave else (1, 1)
         return CtcBatch(
             ids=[i.id for i in items],
-            counts={"ctc": sum(len(i.tokens) for i in items)},
+            counts=counts,
             n_frames=n_frames,
             n_labels=tuple(len(i.tokens) for i in items),
             wave_BT=stack_waves(items),
@@ -182,7 +229,22 @@ class CtcTask(AcousticTask[CtcRecipe]):
             label_BL=stack_tokens([i.tokens for i in items], self.blank, at_least=1),
             freq_spans=stack_spans([i.freq_spans for i in items]),
             time_spans=stack_spans([i.time_spans for i in items]),
+            **more,
         )
+
+    def _for_teacher(
+        self, teacher: "Teacher[CtcTask]", items: Sequence[Utterance], n_frames: Sequence[int]
+    ) -> dict[str, Any]:
+        """The sound as the teacher levels it, unmasked, and where in a stack of padded frames the own ones are."""
+        task = teacher.task
+        waves = [i.wave_T if i.heard_T is None else task._levelled(i.heard_T) for i in items]
+        heard = [replace(i, wave_T=w, freq_spans=[], time_spans=[]) for i, w in zip(items, waves, strict=True)]
+        width = self.n_frames(items[0].padded)
+        return {
+            "by_teacher": task.collate(heard),
+            "frame_index_N": torch.cat([torch.arange(n) + b * width for b, n in enumerate(n_frames)]),
+            "frame_row_N": torch.arange(len(items)).repeat_interleave(torch.tensor(n_frames)),
+        }
 
     def dummy(self, n: int, seconds: float, tokens: int) -> CtcBatch:
         padded = padded_samples(samples_of(seconds), self.recipe.data.edge_s)
@@ -194,14 +256,17 @@ class CtcTask(AcousticTask[CtcRecipe]):
 
     def prepare(self, batch: CtcBatch, parts: Parts, train: bool) -> CtcBatch:
         dtype = next(parts.module.parameters()).dtype
+        if train and self._teacher is not None and batch.by_teacher is not None:
+            teacher, network = self._teacher, parts.frozen["teacher"]
+            hears = teacher.task.prepare(batch.by_teacher, Parts(network), False)
+            said_NV = teacher.says(lambda: own_frames(teacher.task.logits(network, hears), batch), batch.wave_BT.device)
+            batch = replace(batch, by_teacher=None, teacher_NV=said_NV)
         if self._mel is None:
             return replace(batch, wave_BT=batch.wave_BT.to(dtype))
         return replace(batch, mel_BFM=parakeet_mel(self._mel, batch, train).to(dtype))
 
     def losses(self, module: nn.Module, batch: CtcBatch) -> dict[str, Tensor]:
-        logits_BPV = self.logits(module, batch)
-        if logits_BPV.dtype != torch.float64:
-            logits_BPV = logits_BPV.float()
+        logits_BPV = wide(self.logits(module, batch))
         # lengths as numbers of the host: as tensors on a GPU they would be fetched, and waited for
         ctc_B = F.ctc_loss(
             logits_BPV.log_softmax(-1).transpose(0, 1),
@@ -212,7 +277,11 @@ class CtcTask(AcousticTask[CtcRecipe]):
             reduction="none",
             zero_infinity=True,  # `load` lets none through: this is the second line
         )
-        return {"ctc": ctc_B}
+        if self._teacher is None:
+            return {"ctc": ctc_B}
+        assert batch.teacher_NV is not None, "prepare asks the teacher"
+        kl_N = divergence(own_frames(logits_BPV, batch), batch.teacher_NV, self._teacher.how.temperature)
+        return {"ctc": ctc_B, "kl": sum_by_row(kl_N, batch.frame_row_N, len(batch.ids))}
 
     def logits(self, module: nn.Module, batch: CtcBatch) -> Tensor:
         """(B, P, V); frames beyond an utterance's own mean nothing."""
@@ -242,7 +311,8 @@ class CtcTask(AcousticTask[CtcRecipe]):
         return logits_BPV
 
     def weights(self, done: float) -> Mapping[str, float]:
-        return dict.fromkeys(self.losses_of, 1.0)
+        distill = self.recipe.loss.distill
+        return distill.weights("ctc", done) if distill else {"ctc": 1.0}
 
     def predict(self, module: nn.Module, batch: CtcBatch, decode: Decode) -> list[Row]:
         """The best token a frame, equal neighbours joined, blanks dropped; rows hold `id` and `text`."""
@@ -292,6 +362,11 @@ def _check_wavlm_feels(model: nn.Module, asked: str) -> None:
     expression = WAVLM_TARGETS.get(asked, asked)
     if any(".attention." in n and re.fullmatch(expression, n) for n, _ in model.named_modules()):
         raise BadRecipe.one("train.adapters.targets", "WavLM's attention passes adapters by: name its feed_forward")
+
+
+def own_frames(logits_BPV: Tensor, batch: CtcBatch) -> Tensor:
+    """(N, V): those of every utterance's own frames, one after the other."""
+    return logits_BPV.flatten(0, 1).index_select(0, batch.frame_index_N)
 
 
 def collapsed(best: Sequence[int], blank: int) -> list[int]:

@@ -122,10 +122,6 @@ class Seq2SeqTask:
     def losses_of(self) -> Sequence[str]:
         return ("ce", "kl") if self._teacher else ("ce",)
 
-    def weights(self, done: float) -> Mapping[str, float]:
-        distill = self.recipe.loss.distill
-        return distill.weights("ce", done) if distill else {"ce": 1.0}
-
     # ---- networks
 
     def build(self, saved: Path | None = None) -> Parts:
@@ -335,6 +331,10 @@ class Seq2SeqTask:
         freq, time = (batch.freq_spans, batch.time_spans) if module.training else (none, none)
         sound = Sound(batch.sound, batch.inputs_B, batch.positions_B, freq, time)
         return self.family.encoder(plain(module).get_encoder(), sound)
+
+    def weights(self, done: float) -> Mapping[str, float]:
+        distill = self.recipe.loss.distill
+        return distill.weights("ce", done) if distill else {"ce": 1.0}
 
     def predict(self, module: nn.Module, batch: Seq2SeqBatch, decode: Decode) -> list[Row]:
         """Greedy or beam search by transformers' own generation; rows hold `id` and `text`."""

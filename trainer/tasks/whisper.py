@@ -35,6 +35,8 @@ from trainer.data.noise import noise_of, open_noises
 from trainer.data.places import open_cache
 from trainer.errors import AudioError, BadRecipe
 from trainer.frozen import FrozenStates
+from trainer.losses.distill import divergence
+from trainer.losses.labelled import cross_entropy, sum_by_row
 from trainer.machine import autocast, resolved_precision
 from trainer.metrics.transcripts import score_transcripts
 from trainer.recipe.eval import Decode
@@ -43,7 +45,8 @@ from trainer.task import Bad, Draw, Example, Fitted, Parts, Report, Row, Size
 from trainer.tasks import hub
 from trainer.tasks.depths import depths_of
 from trainer.tasks.hub import plain
-from trainer.tasks.utterances import Utterance, moved, noise, stack_tokens, stack_waves
+from trainer.tasks.teacher import Teacher
+from trainer.tasks.utterances import Utterance, labelled, moved, noise, stack_waves
 
 SAMPLES_A_POSITION = 320  # 20 ms: two frames, one encoder position
 SPECIALS = (
@@ -89,6 +92,7 @@ class WhisperBatch:
     mel_BMF: Tensor = field(default_factory=lambda: torch.empty(0))
     states_BPD: Tensor = field(default_factory=lambda: torch.empty(0))  # where a frozen encoder has spoken already
     sources: Sequence[Example] = ()  # where it is to be kept what the encoder will say
+    teacher_KV: Tensor | None = None  # what a teacher says at the labelled positions: log-probabilities
 
     def to(self, device: torch.device) -> "WhisperBatch":
         return moved(self, device)
@@ -96,8 +100,6 @@ class WhisperBatch:
 
 class WhisperTask:
     """Task `whisper`: see trainer.task.Task for what each method promises."""
-
-    losses_of = ("ce",)
 
     def __init__(self, recipe: WhisperRecipe) -> None:
         self.recipe = recipe
@@ -114,6 +116,11 @@ class WhisperTask:
         self._frozen = FrozenStates(recipe)
         self._width = 0  # of the encoder
         self._layers, self._layerdrop = (0, 0), (0.0, 0.0)  # of encoder and decoder, known once the model is built
+        self._teacher = Teacher(recipe, WhisperTask) if recipe.loss.distill else None
+
+    @property
+    def losses_of(self) -> Sequence[str]:
+        return ("ce", "kl") if self._teacher else ("ce",)
 
     # ---- networks
 
@@ -132,7 +139,29 @@ class WhisperTask:
         if self.recipe.loop.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         self._frozen.watch(model.model.encoder, model.config)
-        return Parts(hub.adapted(model, lora, saved, LORA_TARGETS))
+        module = hub.adapted(model, lora, saved, LORA_TARGETS)
+        if self._teacher is None:
+            return Parts(module)
+        network = self._teacher.join(saved)
+        self._check_teacher(model, self._teacher, plain(network))
+        return Parts(module, {"teacher": network})
+
+    def _check_teacher(self, model: Any, teacher: "Teacher[WhisperTask]", network: Any) -> None:
+        """Both write with the same tokens, and the teacher hears and writes as far as the student does."""
+        name, theirs = self.recipe.model.name or "the student", teacher.task
+        teacher.share_words(
+            (name, self.tokenizer.get_vocab(), model.config.vocab_size),
+            (theirs.tokenizer.get_vocab(), network.config.vocab_size),
+        )
+        asked = [*self.prompt, self.end]
+        teacher.same(
+            "prompt and closing token",
+            name,
+            teacher.token_of(torch.tensor(asked)).tolist(),
+            [*theirs.prompt, theirs.end],
+        )
+        teacher.longer("seconds", name, self.window / RATE, theirs.window / RATE)
+        teacher.longer("tokens", name, self.max_tokens, theirs.max_tokens)
 
     def groups(self, module: nn.Module) -> Mapping[str, list[str]]:
         found: dict[str, list[str]] = {group: [] for group in self.recipe.GROUPS}
@@ -147,6 +176,8 @@ class WhisperTask:
 
     def save(self, module: nn.Module, directory: Path) -> None:
         hub.save(module, directory, self.processor)
+        if self._teacher:
+            self._teacher.leave_word(directory)
 
     def export(self, module: nn.Module, directory: Path) -> None:
         hub.export(module, directory, self.processor)
@@ -222,25 +253,16 @@ class WhisperTask:
         return Utterance(example.id, wave_T, shape.padded, tokens, freq, time, kept, source, states_PD)
 
     def collate(self, items: Sequence[Utterance]) -> WhisperBatch:
-        length = len(self.prompt) - 1 + max(len(i.tokens) for i in items)
-        input_BL = stack_tokens([[*self.prompt, *i.tokens[:-1]] for i in items], self.end)
-        index: list[int] = []
-        labels: list[int] = []
-        rows: list[int] = []
-        for b, item in enumerate(items):
-            first = b * length + len(self.prompt) - 1  # the prompt's last position predicts the first token
-            index += range(first, first + len(item.tokens))
-            labels += item.tokens
-            rows += [b] * len(item.tokens)
+        texts = labelled(self.prompt, [i.tokens for i in items], self.end)
         known = [i.states_PD for i in items if i.states_PD is not None]
         return WhisperBatch(
             ids=[i.id for i in items],
-            counts={"ce": len(labels)},
+            counts=dict.fromkeys(self.losses_of, len(texts.label_K)),
             wave_BT=stack_waves(items),
-            input_BL=input_BL,
-            label_index_K=torch.tensor(index),
-            label_K=torch.tensor(labels),
-            label_row_K=torch.tensor(rows),
+            input_BL=texts.input_BL,
+            label_index_K=texts.index_K,
+            label_K=texts.label_K,
+            label_row_K=texts.row_K,
             freq_spans=stack_spans([i.freq_spans for i in items]),
             time_spans=stack_spans([i.time_spans for i in items]),
             kept_BN=torch.tensor([i.kept for i in items], dtype=torch.bool).reshape(len(items), -1),
@@ -258,6 +280,8 @@ class WhisperTask:
     def prepare(self, batch: WhisperBatch, parts: Parts, train: bool) -> WhisperBatch:
         if batch.states_BPD.numel():
             return batch
+        if train and self._teacher is not None:
+            batch = replace(batch, teacher_KV=self._taught(self._teacher, parts.frozen["teacher"], batch))
         parameter = next(parts.module.parameters())
         mel_BMF = self._mel.to(batch.wave_BT.device)(batch.wave_BT)
         if train and batch.freq_spans.shape[1] + batch.time_spans.shape[1]:
@@ -270,7 +294,25 @@ class WhisperTask:
             return replace(batch, states_BPD=states)
         return replace(batch, mel_BMF=mel_BMF)
 
+    def _taught(self, teacher: "Teacher[WhisperTask]", network: nn.Module, batch: WhisperBatch) -> Tensor:
+        """What the teacher says where the student is asked: of the same sound at the same length, without its masks."""
+        hears = teacher.task.prepare(batch, Parts(network), False)
+        hears = replace(hears, input_BL=teacher.token_of(batch.input_BL))
+        return teacher.says(lambda: teacher.task.logits(network, hears), batch.wave_BT.device)
+
     def losses(self, module: nn.Module, batch: WhisperBatch) -> dict[str, Tensor]:
+        logits_KV = self.logits(module, batch)
+        n, row_K = len(batch.ids), batch.label_row_K
+        smoothing = self.recipe.loss.label_smoothing if module.training else 0.0
+        found = {"ce": cross_entropy(logits_KV, batch.label_K, row_K, n, smoothing)}
+        if self._teacher:
+            assert batch.teacher_KV is not None, "prepare asks the teacher"
+            kl_K = divergence(logits_KV, batch.teacher_KV, self._teacher.how.temperature)
+            found["kl"] = sum_by_row(kl_K, row_K, n)
+        return found
+
+    def logits(self, module: nn.Module, batch: WhisperBatch) -> Tensor:
+        """(K, V): at the labelled positions alone."""
         model = plain(module)
         kept_BN = batch.kept_BN if module.training else None
         n = self._layers[0]
@@ -280,16 +322,12 @@ class WhisperTask:
             states_BPD = encode(model.model.encoder, batch.mel_BMF, kept_BN)
         hidden_BLD = read(model.model.decoder, batch.input_BL, states_BPD, None if kept_BN is None else kept_BN[:, n:])
         labelled_KD = hidden_BLD.flatten(0, 1).index_select(0, batch.label_index_K)
-        logits_KV = model.proj_out(labelled_KD)
-        if logits_KV.dtype != torch.float64:
-            logits_KV = logits_KV.float()
-        smoothing = self.recipe.loss.label_smoothing if module.training else 0.0
-        ce_K = F.cross_entropy(logits_KV, batch.label_K, reduction="none", label_smoothing=smoothing)
-        zero_B = torch.zeros(len(batch.ids), dtype=ce_K.dtype, device=ce_K.device)
-        return {"ce": zero_B.index_add(0, batch.label_row_K, ce_K)}
+        logits_KV: Tensor = model.proj_out(labelled_KD)
+        return logits_KV
 
     def weights(self, done: float) -> Mapping[str, float]:
-        return dict.fromkeys(self.losses_of, 1.0)
+        distill = self.recipe.loss.distill
+        return distill.weights("ce", done) if distill else {"ce": 1.0}
 
     def predict(self, module: nn.Module, batch: WhisperBatch, decode: Decode) -> list[Row]:
         """Greedy or beam search by transformers' own generation; rows hold `id` and `text`."""
