@@ -5,40 +5,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers as hf
 from support.speech import recipe_dict
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import (
-    BertConfig,
-    CanaryConfig,
-    CohereAsrConfig,
-    CohereAsrFeatureExtractor,
-    CohereAsrProcessor,
-    GenerationConfig,
-    HubertConfig,
-    MBartConfig,
-    MoonshineConfig,
-    MoonshineStreamingConfig,
-    ParakeetFeatureExtractor,
-    PreTrainedTokenizerFast,
-    SeamlessM4TConfig,
-    SeamlessM4TFeatureExtractor,
-    SeamlessM4Tv2Config,
-    Speech2TextConfig,
-    Speech2TextFeatureExtractor,
-    SpeechEncoderDecoderConfig,
-    SpeechT5Config,
-    SpeechT5FeatureExtractor,
-    Wav2Vec2Config,
-    Wav2Vec2FeatureExtractor,
-    WavLMConfig,
+from transformers import GenerationConfig, PreTrainedTokenizerFast
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING,
+    MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING
 
 SPECIALS = ["<pad>", "<s>", "</s>", "<unk>"]
 PAD, START, END = 0, 1, 2
 COHERE = ("▁", "<|startofcontext|>", "<|startoftranscript|>", "<|emo:undefined|>", "<|en|>", "<|pnc|>", "<|noitn|>")
 COHERE = (*COHERE, "<|notimestamp|>", "<|nodiarize|>")
-KINDS = (
+JOINED = ("wav2vec2-bert", "wav2vec2-mbart", "hubert-bert", "wavlm-bert")
+WHOLE = (
     "speech_to_text",
     "moonshine",
     "moonshine_streaming",
@@ -47,11 +28,8 @@ KINDS = (
     "seamless_m4t",
     "seamless_m4t_v2",
     "speecht5",
-    "wav2vec2-bert",
-    "wav2vec2-mbart",
-    "hubert-bert",
-    "wavlm-bert",
 )
+KINDS = (*(k for k in WHOLE if k in MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES), *JOINED)  # older versions have fewer
 ASKED: dict[str, dict[str, str]] = {  # in the recipe, where a kind's prompt says more than its first token
     "canary": {"prompt": "<|startoftranscript|><|en|>"},
     "cohere_asr": {"language": "en"},
@@ -86,7 +64,7 @@ def make_model(folder: Path, kind: str, seed: int = 0, loud: float = 3.0, width:
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)
     if kind == "cohere_asr":
-        CohereAsrProcessor(extractor, tokenizer).save_pretrained(folder)
+        hf.CohereAsrProcessor(extractor, tokenizer).save_pretrained(folder)
     else:
         extractor.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
@@ -122,21 +100,21 @@ Made = tuple[Any, Any]
 
 
 def _speech_to_text(width: int, vocabulary: int, _: str) -> Made:
-    config = Speech2TextConfig(
+    config = hf.Speech2TextConfig(
         vocab_size=vocabulary, d_model=width, encoder_layers=1, decoder_layers=1, encoder_ffn_dim=32,
         decoder_ffn_dim=32, encoder_attention_heads=2, decoder_attention_heads=2, conv_channels=16,
         input_feat_per_channel=16, max_source_positions=200, max_target_positions=40, scale_embedding=False, **SPECIAL,
     )  # fmt: skip
-    return config, Speech2TextFeatureExtractor(feature_size=16, num_mel_bins=16)
+    return config, hf.Speech2TextFeatureExtractor(feature_size=16, num_mel_bins=16)
 
 
 def _moonshine(width: int, vocabulary: int, _: str) -> Made:
-    config = MoonshineConfig(
+    config = hf.MoonshineConfig(
         vocab_size=vocabulary, hidden_size=width, intermediate_size=32, encoder_num_hidden_layers=1,
         decoder_num_hidden_layers=1, encoder_num_attention_heads=2, decoder_num_attention_heads=2,
         max_position_embeddings=40, **SPECIAL,
     )  # fmt: skip
-    return config, Wav2Vec2FeatureExtractor(do_normalize=False)
+    return config, hf.Wav2Vec2FeatureExtractor(do_normalize=False)
 
 
 def _moonshine_streaming(width: int, vocabulary: int, _: str) -> Made:
@@ -144,11 +122,11 @@ def _moonshine_streaming(width: int, vocabulary: int, _: str) -> Made:
         "hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
         "num_key_value_heads": 2, "sliding_windows": [[6, 2], [6, 0]], "max_position_embeddings": 200,
     }  # fmt: skip
-    config = MoonshineStreamingConfig(
+    config = hf.MoonshineStreamingConfig(
         encoder_config=encoder, vocab_size=vocabulary, hidden_size=width, intermediate_size=32, num_hidden_layers=1,
         num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=200, **SPECIAL,
     )  # fmt: skip
-    return config, Wav2Vec2FeatureExtractor(do_normalize=False, return_attention_mask=True)
+    return config, hf.Wav2Vec2FeatureExtractor(do_normalize=False, return_attention_mask=True)
 
 
 FAST = {
@@ -162,17 +140,17 @@ def _canary(width: int, vocabulary: int, _: str) -> Made:
         "vocab_size": vocabulary, "hidden_size": width, "num_hidden_layers": 1, "num_attention_heads": 2,
         "num_key_value_heads": 2, "intermediate_size": 32, "max_position_embeddings": 40, "pad_token_id": PAD,
     }  # fmt: skip
-    config = CanaryConfig(encoder_config=FAST, decoder_config=decoder, vocab_size=vocabulary, **SPECIAL)
-    return config, ParakeetFeatureExtractor(feature_size=16)
+    config = hf.CanaryConfig(encoder_config=FAST, decoder_config=decoder, vocab_size=vocabulary, **SPECIAL)
+    return config, hf.ParakeetFeatureExtractor(feature_size=16)
 
 
 def _cohere(width: int, vocabulary: int, _: str) -> Made:
-    config = CohereAsrConfig(
+    config = hf.CohereAsrConfig(
         encoder_config={"model_type": "parakeet_encoder", **FAST}, vocab_size=vocabulary, hidden_size=width,
         num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, max_position_embeddings=40,
         pad_token_id=PAD, bos_token_id=START, eos_token_id=END, decoder_start_token_id=4,
     )  # fmt: skip
-    return config, CohereAsrFeatureExtractor(feature_size=16)
+    return config, hf.CohereAsrFeatureExtractor(feature_size=16)
 
 
 def _seamless(cls: Any, width: int, vocabulary: int) -> Made:
@@ -185,19 +163,19 @@ def _seamless(cls: Any, width: int, vocabulary: int) -> Made:
     )  # fmt: skip
     if hasattr(config, "speech_encoder_chunk_size"):
         config.speech_encoder_chunk_size, config.speech_encoder_left_chunk_num = 12, 1
-    return config, SeamlessM4TFeatureExtractor(feature_size=16, num_mel_bins=16, stride=2)
+    return config, hf.SeamlessM4TFeatureExtractor(feature_size=16, num_mel_bins=16, stride=2)
 
 
 CONV = {"conv_dim": (8,) * 7, "num_conv_pos_embeddings": 8, "num_conv_pos_embedding_groups": 2}
 
 
 def _speecht5(width: int, vocabulary: int, _: str) -> Made:
-    config = SpeechT5Config(
+    config = hf.SpeechT5Config(
         vocab_size=vocabulary, hidden_size=width, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
         decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32, max_speech_positions=200,
         max_text_positions=40, encoder_max_relative_position=20, **CONV, **SPECIAL,
     )  # fmt: skip
-    return config, SpeechT5FeatureExtractor()
+    return config, hf.SpeechT5FeatureExtractor()
 
 
 def _joined(cls: Any, width: int, vocabulary: int, writer: str) -> Made:
@@ -208,19 +186,19 @@ def _joined(cls: Any, width: int, vocabulary: int, writer: str) -> Made:
         conv_bias=norm == "layer", do_stable_layer_norm=norm == "layer", **CONV, **more,
     )  # fmt: skip
     if writer == "bert":
-        decoder: Any = BertConfig(
+        decoder: Any = hf.BertConfig(
             vocab_size=vocabulary, hidden_size=width + 8, num_hidden_layers=1, num_attention_heads=2,
             intermediate_size=32, max_position_embeddings=40, is_decoder=True, add_cross_attention=True,
         )  # fmt: skip
     else:
-        decoder = MBartConfig(
+        decoder = hf.MBartConfig(
             vocab_size=vocabulary, d_model=width, decoder_layers=1, decoder_attention_heads=2, decoder_ffn_dim=32,
             max_position_embeddings=40, is_decoder=True, add_cross_attention=True,
         )  # fmt: skip
-    config = SpeechEncoderDecoderConfig.from_encoder_decoder_configs(encoder, decoder)
+    config = hf.SpeechEncoderDecoderConfig.from_encoder_decoder_configs(encoder, decoder)
     for name, value in SPECIAL.items():
         setattr(config, name, value)
-    return config, Wav2Vec2FeatureExtractor(return_attention_mask=norm == "layer")
+    return config, hf.Wav2Vec2FeatureExtractor(return_attention_mask=norm == "layer")
 
 
 CONFIGS: dict[str, Any] = {
@@ -229,10 +207,10 @@ CONFIGS: dict[str, Any] = {
     "moonshine_streaming": _moonshine_streaming,
     "canary": _canary,
     "cohere_asr": _cohere,
-    "seamless_m4t": lambda w, v, _: _seamless(SeamlessM4TConfig, w, v),
-    "seamless_m4t_v2": lambda w, v, _: _seamless(SeamlessM4Tv2Config, w, v),
+    "seamless_m4t": lambda w, v, _: _seamless(hf.SeamlessM4TConfig, w, v),
+    "seamless_m4t_v2": lambda w, v, _: _seamless(hf.SeamlessM4Tv2Config, w, v),
     "speecht5": _speecht5,
-    "wav2vec2": lambda w, v, writer: _joined(Wav2Vec2Config, w, v, writer),
-    "hubert": lambda w, v, writer: _joined(HubertConfig, w, v, writer),
-    "wavlm": lambda w, v, writer: _joined(WavLMConfig, w, v, writer),
+    "wav2vec2": lambda w, v, writer: _joined(hf.Wav2Vec2Config, w, v, writer),
+    "hubert": lambda w, v, writer: _joined(hf.HubertConfig, w, v, writer),
+    "wavlm": lambda w, v, writer: _joined(hf.WavLMConfig, w, v, writer),
 }

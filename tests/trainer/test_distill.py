@@ -281,6 +281,13 @@ def ended(run: RunDir, step: int = 6) -> dict[str, torch.Tensor]:
     return load_file(run.checkpoints / f"step-{step:08d}" / "model" / "model.safetensors")
 
 
+def tensors_in(value: Any) -> list[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        return [value]
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return [t for part in parts for t in tensors_in(part)]
+
+
 def never() -> bool:
     return False
 
@@ -321,11 +328,9 @@ def test_stopped_and_resumed_with_a_falling_share_it_ends_bit_identical_and_the_
     told = json.loads((kept / "model" / "teacher.json").read_text())
     assert told["teacher"] == str(folder)
     assert len(told["weights"]) == 32
-    student = sum(t.numel() for t in one.values())
-    saved = torch.load(kept / "state" / "optimizer.pt", weights_only=True)
-    state = str(saved).count("exp_avg_sq")
-    assert state == len([k for k in one if "embed_positions" not in k or "decoder" in k]) or state <= len(one)
-    assert student < sum(t.numel() for t in load_file(folder / "model.safetensors").values()) or family == "seq2seq"
+    moments = torch.load(kept / "state" / "optimizer.pt", weights_only=True)
+    n_moments = sum(t.numel() for t in tensors_in(moments))
+    assert n_moments < 2.5 * sum(t.numel() for t in one.values()), "the teacher is in no optimiser"
     numbers = [json.loads(line) for line in whole.metrics.read_text().splitlines()]
     assert {k for line in numbers for k in line if k.startswith("loss/")} == {f"loss/{OWN[family]}", "loss/kl"}
     folder.rename(folder.with_name("gone"))

@@ -15,7 +15,7 @@ from transformers import AutoFeatureExtractor, AutoModelForSpeechSeq2Seq, AutoTo
 from transformers.generation.utils import GenerationMixin
 from transformers.models.auto.modeling_auto import MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES
 
-from trainer.data.audio import RATE
+from trainer.data.audio import RATE, samples_of
 from trainer.data.loader import StepLoader
 from trainer.data.manifest import Manifest, open_manifests
 from trainer.errors import BadRecipe
@@ -51,11 +51,18 @@ def built(task: Seq2SeqTask) -> Parts:
     return parts
 
 
-def by_length(task: Seq2SeqTask, manifest: Manifest) -> list[list[Example]]:
+def by_length(task: Seq2SeqTask, manifest: Manifest | list[Example]) -> list[list[Example]]:
     found: dict[float, list[Example]] = {}
     for i in range(len(manifest)):
         found.setdefault(task.size(manifest[i], None).padded_s, []).append(manifest[i])
     return list(found.values())
+
+
+def odd(manifest: Manifest) -> list[Example]:
+    """Cut where no frame ends: every length is another, and none a multiple of anything."""
+    return [
+        replace(manifest[i], duration_s=manifest[i].duration_s - 0.00731 * (1 + i % 3)) for i in range(len(manifest))
+    ]
 
 
 def batch_of(task: Seq2SeqTask, parts: Parts, examples: list[Example], train: bool = False) -> Any:
@@ -72,6 +79,7 @@ def stock(task: Seq2SeqTask, folder: Path) -> Any:
 def stock_inputs(model: Any, folder: Path, example: Example) -> dict[str, torch.Tensor]:
     """Of the utterance alone and unpadded, by the library's own features."""
     wave, _ = soundfile.read(example.audio, dtype="float32")
+    wave = wave[: samples_of(example.duration_s)]
     more: dict[str, Any] = {}
     if model.config.model_type == "moonshine_streaming":  # as its own processor asks
         more = {"padding": True, "pad_to_multiple_of": 80, "return_attention_mask": True}
@@ -87,7 +95,7 @@ def test_an_utterance_yields_what_the_stock_model_yields_for_it_alone_and_unpadd
     parts.module.double()
     model = stock(task, tmp_path / f"model-{kind}").double()
     losses = []
-    for examples in by_length(task, corpus(tmp_path, task, 10)):
+    for examples in by_length(task, odd(corpus(tmp_path, task, 10))):
         batch = batch_of(task, parts, examples, train=True)
         assert batch.sound.shape[1] > max(batch.inputs_B), "a test of padding needs padding"
         with torch.no_grad():
@@ -128,7 +136,7 @@ def test_the_transcript_is_the_stock_one_alone_and_in_a_batch_and_after_export(
     task.export(parts.module, tmp_path / "export")
     model = stock(task, tmp_path / "export")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "export")
-    for examples in by_length(task, manifest):
+    for examples in by_length(task, odd(manifest)):
         with torch.no_grad():
             rows = task.predict(parts.module, batch_of(task, parts, examples), task.recipe.eval.decode)
         assert [r["id"] for r in rows] == [e.id for e in examples]

@@ -158,7 +158,9 @@ def test_a_transcript_that_can_not_be_learnt_costs_its_utterance_and_not_the_ste
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["whisper", "parakeet", "wav2vec2", "tdt"])
+@pytest.mark.parametrize(
+    "family", ["whisper", "parakeet", "wav2vec2", "tdt", "moonshine", "canary", "distilled-whisper", "distilled-ctc"]
+)
 def test_two_ranks_train_what_one_trains(tmp_path: Path, family: str) -> None:
     corpus = tmp_path / "corpus"
     for name, n in (("train", 21), ("dev", 5), ("test", 5)):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from support.seq2seq import ASKED, KINDS, seq2seq_dict
 from support.speech import ctc_dict, make_corpus, tdt_dict, write_experiment
 
 from remote.rundir import EPOCH_ENV, RunDir
@@ -136,3 +137,38 @@ def test_live_batch_statistics_are_told_at_the_start(corpus: Path, tmp_path: Pat
     file = experiment(corpus, "parakeet", model={"batch_statistics": "live"}, loop={"steps": 1})
     train(file, RunDir(tmp_path / "run"))
     assert any("exception: model.batch_statistics is live" in r.message for r in caplog.records)
+
+
+@pytest.mark.parametrize("kind", [k if k == "moonshine" else pytest.param(k, marks=pytest.mark.slow) for k in KINDS])
+def test_a_model_that_writes_is_resumed_bit_identical_and_its_export_reproduces(
+    corpus: Path, tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sections = {
+        "augment": {"speed": [0.9, 1.1], "join_p": 0.3, "spec": {"p": 0.5, "freq_width": 4}},
+        "model": {"dropout": 0.1},
+        "loss": {"label_smoothing": 0.1},
+    }
+    file = write_experiment(tmp_path / "a.yaml", seq2seq_dict(corpus, kind, **sections))
+    train(file, RunDir(tmp_path / "whole"))
+    for n in (4, 9):
+        with pytest.raises(StopAsked):
+            train(file, RunDir(tmp_path / "stopped"), stop=After(n))
+    train(file, RunDir(tmp_path / "stopped"))
+    one, two = (
+        load_file(tmp_path / r / "checkpoints" / "step-00000006" / "model" / "model.safetensors")
+        for r in ("whole", "stopped")
+    )
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[k], two[k]) for k in one)
+    whole = lines(tmp_path / "whole" / "reports" / "test.jsonl")
+    said = {r["id"]: r["text"] for r in lines(tmp_path / "whole" / "reports" / "test-greedy.rows.jsonl")}
+    for place in (["--run", str(tmp_path / "whole")], ["--model", str(tmp_path / "whole" / "export")]):
+        out = tmp_path / place[0]
+        assert main(["evaluate", *place, str(corpus / "test.jsonl"), "--out", str(out)]) == 0
+        assert json.loads(next(out.glob("*.json")).read_text())["metrics"] == whole[1]["metrics"]
+    (tmp_path / "whole" / "export" / "recipe.json").unlink()
+    capsys.readouterr()
+    asked = [f"--set=model.{k}={v}" for k, v in ASKED.get(kind, {}).items()]
+    argv = ["predict", "--model", str(tmp_path / "whole" / "export"), str(corpus / "test.jsonl")]
+    assert main([*argv, "--set", "eval.decode.max_new_tokens=6", *asked]) == 0
+    assert {r["id"]: r["text"] for r in map(json.loads, capsys.readouterr().out.splitlines())} == said

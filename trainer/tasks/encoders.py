@@ -25,11 +25,13 @@ from trainer.tasks.masks import looking_at, looking_within, own
 class Sound:
     """What is heard: waves (B, T) or features (B, F, M), own lengths of them, and of what the encoder makes of them.
 
+    `extents_B` are lengths as they come alone: an own one, and what an extractor itself pads it by and masks.
     `freq_spans` and `time_spans` (B, n, 2) mask what a wave's convolutions made; features come masked.
     """
 
     input: Tensor
     inputs_B: Tensor
+    extents_B: Tensor
     positions_B: Tensor
     freq_spans: Tensor
     time_spans: Tensor
@@ -40,6 +42,9 @@ class Encoder:
 
     hears_waves: ClassVar[bool] = False
     samples_a_frame: ClassVar[int] = 160  # how far features lie apart; of waves 1
+    hears_the_rest: ClassVar[bool] = (
+        False  # of a frame that an extractor fills up and masks: by convolutions, alone too
+    )
 
     def __init__(self, config: Any) -> None:
         self.config = config
@@ -193,6 +198,7 @@ class Seamless(Encoder):
     """SeamlessM4T's conformer (v1 and v2), and convolutions of stride 8 behind it."""
 
     samples_a_frame = 320  # two frames of 10 ms are one
+    hears_the_rest = True
 
     @property
     def width(self) -> int:
@@ -205,7 +211,7 @@ class Seamless(Encoder):
         return n
 
     def __call__(self, encoder: Any, sound: Sound) -> Tensor:
-        conformer, n_B = encoder.encoder, sound.inputs_B
+        conformer, n_B, extent_B = encoder.encoder, sound.inputs_B, sound.extents_B
         x_BFD = encoder.feature_projection(sound.input)
         own_BF = own(n_B, x_BFD.shape[1])
         x_BFD = conformer.dropout(x_BFD * own_BF[:, :, None])
@@ -218,23 +224,26 @@ class Seamless(Encoder):
         x_BFD = conformer.layer_norm(x_BFD)
         x_BFD = x_BFD + 0.5 * encoder.intermediate_ffn(x_BFD)
         for layer in encoder.adapter.layers if encoder.adapter is not None else ():
-            x_BFD, n_B = self._adapted(layer, x_BFD, n_B, encoder.config)
+            x_BFD, n_B = self._adapted(layer, x_BFD, own(extent_B, x_BFD.shape[1]), n_B, encoder.config)
+            extent_B = self._shorter(extent_B)
         states_BPD: Tensor = encoder.inner_layer_norm(x_BFD)
         return states_BPD
 
-    def _adapted(self, layer: Any, x_BFD: Tensor, n_B: Tensor, config: Any) -> tuple[Tensor, Tensor]:
+    def _shorter(self, n_B: Tensor) -> Tensor:
+        c = self.config
+        lost = c.adaptor_stride // 2 * 2 - c.adaptor_kernel_size
+        return torch.div(n_B + lost, c.adaptor_stride, rounding_mode="floor") + 1
+
+    def _adapted(self, layer: Any, x_BFD: Tensor, there_BF: Tensor, n_B: Tensor, config: Any) -> tuple[Tensor, Tensor]:
         """One layer of the adapter: its convolutions see nothing beyond an utterance's end, as they do unpadded."""
-        own_BF1 = own(n_B, x_BFD.shape[1])[:, :, None]
 
         def shorter(norm: nn.Module, conv: nn.Module) -> Tensor:
-            made: Tensor = layer.activation(conv((norm(x_BFD) * own_BF1).transpose(1, 2)))
+            made: Tensor = layer.activation(conv((norm(x_BFD) * there_BF[:, :, None]).transpose(1, 2)))
             return made.transpose(1, 2)
 
         residual_BPD = shorter(layer.residual_layer_norm, layer.residual_conv)
         x_BPD = shorter(layer.self_attn_layer_norm, layer.self_attn_conv)
-        c = self.config
-        lost = c.adaptor_stride // 2 * 2 - c.adaptor_kernel_size
-        n_B = torch.div(n_B + lost, c.adaptor_stride, rounding_mode="floor") + 1
+        n_B = self._shorter(n_B)
         mask = looking_at(own(n_B, x_BPD.shape[1]), x_BPD.shape[1], config, x_BPD.dtype)
         x_BPD = layer.self_attn_dropout(layer.self_attn(x_BPD, attention_mask=mask)[0]) + residual_BPD
         return layer.ffn(layer.ffn_layer_norm(x_BPD)) + x_BPD, n_B

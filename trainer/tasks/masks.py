@@ -22,9 +22,10 @@ def looking_at(own_BP: Tensor, n_queries: int, config: Any, dtype: torch.dtype) 
 
 
 def looking_within(own_BP: Tensor, near_PP: Tensor, config: Any, dtype: torch.dtype) -> Tensor:
-    """(B, 1, P, P): everybody looks at own positions that are near. Padding looks at itself, lest it be no number."""
+    """(B, 1, P, P): everybody looks at own positions that are near; who has none, at itself, lest it be no number."""
+    seen_BPP = own_BP[:, None] & near_PP
     itself_PP = torch.eye(own_BP.shape[1], dtype=torch.bool, device=own_BP.device)
-    return as_attended((own_BP[:, None] & near_PP | itself_PP)[:, None], config, dtype)
+    return as_attended((seen_BPP | itself_PP & ~seen_BPP.any(-1, keepdim=True))[:, None], config, dtype)
 
 
 def looking_back(n_texts: int, length: int, config: Any, dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -62,6 +62,7 @@ class Heard:
 
     id: str
     input: np.ndarray
+    n: int  # of its samples or frames are its own: an extractor may fill up the last frame
     padded: int  # samples, or feature frames
     tokens: list[int]
     freq_spans: Spans
@@ -77,6 +78,7 @@ class Seq2SeqBatch:
     counts: Mapping[str, int]
     sound: Tensor  # float32: (B, T), or (B, F, M) with zeros behind each
     inputs_B: Tensor  # int64: own lengths of it
+    extents_B: Tensor  # int64: and as the extractor gives it
     positions_B: Tensor  # int64: and of what the encoder makes of it
     input_BL: Tensor  # int64: prompt and text
     label_index_K: Tensor  # int64: which of the B·L positions are labelled
@@ -219,7 +221,7 @@ class Seq2SeqTask:
                 by_teacher = self._teacher.task.heard(example.id, wave_T, drawn.padded, tokens)
         except AudioError as e:
             return Bad(example.id, e.message)
-        freq, time = draw_spans(draw, how.spec, *self.family.encoder.masked_over(len(heard.input)))
+        freq, time = draw_spans(draw, how.spec, *self.family.encoder.masked_over(heard.n))
         return replace(heard, freq_spans=freq, time_spans=time, by_teacher=by_teacher)
 
     def heard(self, name: str, wave_T: np.ndarray, padded: int, tokens: list[int]) -> Heard:
@@ -234,14 +236,14 @@ class Seq2SeqTask:
         n = len(sound[0])
         if not encoder.hears_waves and made.get("attention_mask") is not None:
             n = int(made["attention_mask"][0].sum())
-        values = sound[0, :n].numpy().astype(np.float32)
+        values = sound[0, : None if encoder.hears_the_rest else n].numpy().astype(np.float32)
         positions = encoder.positions(n)
         most = encoder.most_positions()
         if positions < 1 or not np.isfinite(values).all():
             raise AudioError(f"{seconds:.3f} s is too short for this encoder")
         if most is not None and positions > most:
             raise AudioError(f"{seconds:.2f} s makes {positions} positions, the model has {most}")
-        return Heard(name, values, math.ceil(padded / self._step), tokens, [], [])
+        return Heard(name, values, n, math.ceil(padded / self._step), tokens, [], [])
 
     def _unusable(self, drawn: Drawn, tokens: list[int]) -> str:
         """Why a transcript can't be learnt; empty where it can."""
@@ -267,12 +269,13 @@ class Seq2SeqTask:
         counts = {"ce": len(texts.label_K)}
         if self._teacher:
             counts["kl"] = counts["ce"]
-        n = [len(i.input) for i in items]
+        n = [i.n for i in items]
         return Seq2SeqBatch(
             ids=[i.id for i in items],
             counts=counts,
             sound=_stacked(items),
             inputs_B=torch.tensor(n),
+            extents_B=torch.tensor([len(i.input) for i in items]),
             positions_B=torch.tensor([self.family.encoder.positions(k) for k in n]),
             input_BL=texts.input_BL,
             label_index_K=texts.index_K,
@@ -329,7 +332,7 @@ class Seq2SeqTask:
     def _states(self, module: nn.Module, batch: Seq2SeqBatch) -> Tensor:
         none = batch.freq_spans[:, :0]
         freq, time = (batch.freq_spans, batch.time_spans) if module.training else (none, none)
-        sound = Sound(batch.sound, batch.inputs_B, batch.positions_B, freq, time)
+        sound = Sound(batch.sound, batch.inputs_B, batch.extents_B, batch.positions_B, freq, time)
         return self.family.encoder(plain(module).get_encoder(), sound)
 
     def weights(self, done: float) -> Mapping[str, float]:
