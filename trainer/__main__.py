@@ -180,7 +180,7 @@ def _parser() -> argparse.ArgumentParser:
         which = p.add_mutually_exclusive_group(required=True)
         which.add_argument("--run", type=Path, help="a run directory: its best checkpoint, its recipe")
         which.add_argument(
-            "--model", type=Path, help="an export, or any Whisper, CTC or Parakeet model in the Hub's layout"
+            "--model", type=Path, help="an export, or any Whisper, CTC, Parakeet or seq2seq model in the Hub's layout"
         )
         p.add_argument(
             "inputs", nargs="*", help="manifests (.jsonl)" + ("" if name == "evaluate" else " or sound files")
