@@ -166,7 +166,7 @@ def _whole(path: Path, room: Path) -> Model:
 
 def _exported(name: str, checkpoints: Sequence[Checkpoint], room: Path) -> Model:
     raw = read_json(checkpoints[0].state / "state.json")["recipe"]
-    recipe = parse_recipe(raw, expand=True)
+    recipe = parse_recipe({**raw, "loss": {}}, expand=True)  # a teacher may be gone by now, and nobody asks it
     task = make_task(recipe)
     log.info("merging %s", name)
     task.export(build_chosen(task, recipe, checkpoints).module, room)

@@ -28,6 +28,7 @@ from remote.rundir import EPOCH_ENV, RunDir
 from trainer.__main__ import main
 from trainer.data.manifest import open_manifests
 from trainer.errors import BadRecipe, StopAsked
+from trainer.frozen import weights_hash
 from trainer.losses.distill import divergence, flattened
 from trainer.machine import placed, start_machine
 from trainer.recipe.load import parse_recipe
@@ -172,6 +173,23 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn_of_it(tmp_path: Path
     with torch.no_grad():
         assert task.losses(parts.module, batch)["kl"].abs().max() == 0
     assert found[OWN[family]].min() > 0
+
+
+def test_the_teacher_learns_nothing(tmp_path: Path, family: str) -> None:
+    task, parts = made(tmp_path, FAMILIES[family](tmp_path))
+    teacher = parts.frozen["teacher"]
+    before = weights_hash(teacher)
+    parts.module.train()
+    for _ in range(2):
+        found = task.losses(parts.module, task.prepare(batch_of(task, tmp_path), parts, True))
+        sum(v.sum() for v in found.values()).backward()
+    assert weights_hash(teacher) == before
+    assert not any(m.training for m in teacher.modules())
+    assert all(p.grad is None and not p.requires_grad for p in teacher.parameters())
+    mine = {id(p) for p in parts.module.parameters()}
+    assert not mine & {id(p) for p in teacher.parameters()}
+    named = {n for members in task.groups(parts.module).values() for n in members}
+    assert named == {n for n, p in parts.module.named_parameters() if p.requires_grad}
 
 
 def test_masks_are_the_student_s_alone(tmp_path: Path, family: str) -> None:
@@ -337,6 +355,7 @@ def test_stopped_and_resumed_with_a_falling_share_it_ends_bit_identical_and_the_
     capsys.readouterr()
     for place in (["--run", str(whole.root)], ["--model", str(whole.export)]):
         assert main(["evaluate", *place, str(corpus / "test.jsonl"), "--out", str(tmp_path / "out")]) == 0
+    assert main(["average", str(whole.root), str(stopped.root), "--out", str(tmp_path / "mean")]) == 0
 
 
 def test_another_teacher_under_the_same_name_is_another_training(corpus: Path, tmp_path: Path) -> None:
