@@ -370,6 +370,7 @@ def test_another_teacher_under_the_same_name_is_another_training(corpus: Path, t
         train(file, RunDir(tmp_path / "run"), stop=never)
 
 
+@pytest.mark.slow
 def test_the_student_comes_nearer_to_its_teacher(corpus: Path, tmp_path: Path) -> None:
     taught = distilled_whisper(corpus, loop={"steps": 30}, optim={"lr": 1e-2}, eval={"every_steps": 30})
     taught["loss"]["distill"] |= {"weight": 1.0, "anneal": None}

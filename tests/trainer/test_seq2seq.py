@@ -32,6 +32,12 @@ def kind(request) -> str:
     return request.param
 
 
+@pytest.fixture(params=[k if k == "moonshine" else pytest.param(k, marks=pytest.mark.slow) for k in KINDS])
+def some_kind(request) -> str:
+    """For what the kinds have in common: one of them all day, the others when there is time."""
+    return request.param
+
+
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
@@ -126,7 +132,7 @@ def test_an_utterance_s_loss_is_its_own_whoever_sits_beside_it(tmp_path: Path, k
         assert together.min() > 0
 
 
-@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("beams", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_the_transcript_is_the_stock_one_alone_and_in_a_batch_and_after_export(
     tmp_path: Path, kind: str, beams: int
 ) -> None:
@@ -168,8 +174,8 @@ def test_the_pad_token_s_own_number_in_a_transcript_is_a_label_like_any_other(tm
     assert batch.label_index_K.dtype == batch.label_K.dtype == torch.int64
 
 
-def test_only_labelled_positions_reach_the_head(tmp_path: Path, kind: str) -> None:
-    task = make_task(tmp_path, kind)
+def test_only_labelled_positions_reach_the_head(tmp_path: Path, some_kind: str) -> None:
+    task = make_task(tmp_path, some_kind)
     parts = built(task)
     examples = max(by_length(task, corpus(tmp_path, task, 8)), key=len)
     batch = batch_of(task, parts, examples, train=True)
@@ -181,8 +187,8 @@ def test_only_labelled_positions_reach_the_head(tmp_path: Path, kind: str) -> No
     assert len(batch.label_K) < batch.input_BL.numel()
 
 
-def test_every_weight_that_trains_is_felt_and_in_one_group(tmp_path: Path, kind: str) -> None:
-    task = make_task(tmp_path, kind)
+def test_every_weight_that_trains_is_felt_and_in_one_group(tmp_path: Path, some_kind: str) -> None:
+    task = make_task(tmp_path, some_kind)
     parts = task.build()
     parts.module.train()
     batch = task.prepare(task.dummy(2, 1.0, 8), parts, True)
@@ -193,14 +199,16 @@ def test_every_weight_that_trains_is_felt_and_in_one_group(tmp_path: Path, kind:
     assert sorted(n for members in groups.values() for n in members) == sorted(trains)
     assert groups["encoder"]
     assert groups["decoder"]
-    assert bool(groups["projector"]) == (kind in ("moonshine_streaming", "cohere_asr") or kind.endswith("-bert"))
+    assert bool(groups["projector"]) == (
+        some_kind in ("moonshine_streaming", "cohere_asr") or some_kind.endswith("-bert")
+    )
     depths = task.depths(parts.module)
     assert {depths[n] for n in groups["encoder"]} >= {1}
     assert all(0 <= depths[n] <= 3 for n in trains)
 
 
-def test_a_saved_module_comes_back_bit_for_bit(tmp_path: Path, kind: str) -> None:
-    task = make_task(tmp_path, kind)
+def test_a_saved_module_comes_back_bit_for_bit(tmp_path: Path, some_kind: str) -> None:
+    task = make_task(tmp_path, some_kind)
     parts = built(task)
     with torch.no_grad():
         for p in parts.module.parameters():
@@ -214,15 +222,17 @@ def test_a_saved_module_comes_back_bit_for_bit(tmp_path: Path, kind: str) -> Non
 
 
 @pytest.mark.parametrize("targets", ["all-linear", "attention", "decoder"])
-def test_adapters_are_felt_saved_alone_and_merged_in_the_export(tmp_path: Path, kind: str, targets: str) -> None:
-    task = make_task(tmp_path, kind, adapters={"r": 2, "targets": targets})
+def test_adapters_are_felt_saved_alone_and_merged_in_the_export(tmp_path: Path, some_kind: str, targets: str) -> None:
+    task = make_task(tmp_path, some_kind, adapters={"r": 2, "targets": targets})
     parts = task.build()
     parts.module.eval()
     trains = {n for n, p in parts.module.named_parameters() if p.requires_grad}
     assert trains
     assert all("lora_" in n for n in trains)
     groups = task.groups(parts.module)
-    assert bool(groups["encoder"]) == (targets != "decoder" and not (kind == "wavlm-bert" and targets == "attention"))
+    assert bool(groups["encoder"]) == (
+        targets != "decoder" and not (some_kind == "wavlm-bert" and targets == "attention")
+    )
     assert groups["decoder"]
     batch = batch_of(task, parts, [corpus(tmp_path, task, 3)[0]], train=True)
     task.losses(parts.module, batch)["ce"].sum().backward()
@@ -238,14 +248,14 @@ def test_adapters_are_felt_saved_alone_and_merged_in_the_export(tmp_path: Path, 
     again.module.eval()
     assert torch.equal(task.losses(again.module, batch)["ce"], loss)
     task.export(parts.module, tmp_path / "export")
-    whole = make_task(tmp_path, kind, model={"name": str(tmp_path / "export")})
+    whole = make_task(tmp_path, some_kind, model={"name": str(tmp_path / "export")})
     assert torch.allclose(whole.losses(built(whole).module, batch)["ce"], loss, rtol=1e-4)
 
 
-def test_gradient_checkpointing_changes_no_gradient(tmp_path: Path, kind: str) -> None:
+def test_gradient_checkpointing_changes_no_gradient(tmp_path: Path, some_kind: str) -> None:
     gradients = []
     for on in (False, True):
-        task = make_task(tmp_path, kind, loop={"gradient_checkpointing": on})
+        task = make_task(tmp_path, some_kind, loop={"gradient_checkpointing": on})
         parts = task.build()
         parts.module.train()
         batch = task.prepare(task.dummy(2, 1.0, 8), parts, True)
@@ -255,8 +265,8 @@ def test_gradient_checkpointing_changes_no_gradient(tmp_path: Path, kind: str) -
     assert all(torch.allclose(a, b, atol=1e-4, rtol=1e-4) for a, b in zip(*gradients, strict=True))
 
 
-def test_masks_reach_the_model_in_training_alone(tmp_path: Path, kind: str) -> None:
-    task = make_task(tmp_path, kind)
+def test_masks_reach_the_model_in_training_alone(tmp_path: Path, some_kind: str) -> None:
+    task = make_task(tmp_path, some_kind)
     parts = built(task)
     (item,) = task.load([corpus(tmp_path, task, 1)[0]], [Draw(0)])
     bins, length = task.family.encoder.masked_over(len(item.input))
@@ -281,8 +291,8 @@ def test_a_draw_is_a_function_of_seed_epoch_and_utterance(tmp_path: Path) -> Non
         assert (one.tokens, one.time_spans, one.freq_spans) == (again.tokens, again.time_spans, again.freq_spans)
 
 
-def test_what_can_not_be_learnt_is_bad_with_its_reason_and_only_in_training(tmp_path: Path, kind: str) -> None:
-    task = make_task(tmp_path, kind)
+def test_what_can_not_be_learnt_is_bad_with_its_reason_and_only_in_training(tmp_path: Path, some_kind: str) -> None:
+    task = make_task(tmp_path, some_kind)
     soundfile.write(tmp_path / "a.wav", tone(["low"] * 4), RATE)
     good = Example("a", str(tmp_path / "a.wav"), 0.0, 0.8, "low " * 3)
     short = replace(good, duration_s=0.01)
@@ -295,8 +305,8 @@ def test_what_can_not_be_learnt_is_bad_with_its_reason_and_only_in_training(tmp_
     assert [isinstance(a, Bad) for a in heard] == [False, True], "in evaluation it is heard, whatever was said"
 
 
-def test_in_half_precision_losses_are_single_and_near(tmp_path: Path, kind: str) -> None:
-    task = make_task(tmp_path, kind)
+def test_in_half_precision_losses_are_single_and_near(tmp_path: Path, some_kind: str) -> None:
+    task = make_task(tmp_path, some_kind)
     parts = built(task)
     batch = task.prepare(task.dummy(2, 1.0, 8), parts, True)
     exact = task.losses(parts.module, batch)["ce"]
