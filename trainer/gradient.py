@@ -16,9 +16,11 @@ from trainer.data.loader import Micro, Step, StepLoader
 from trainer.data.plan import seed_of
 from trainer.errors import OutOfMemory
 from trainer.machine import Machine
+from trainer.nonfinite import Made, any_lost
 from trainer.optim import Optimiser
 from trainer.recipe.base import Recipe
 from trainer.task import Batch, Parts, Task
+from trainer.untouched import Kept, gathered_statistics
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +48,7 @@ class Gradient:
     optimiser: Optimiser
     _sums: dict[str, Tensor] = field(default_factory=dict)
     _losses: Any = None
+    _said: list[dict[str, Tensor]] = field(default_factory=list)  # of this attempt's micro-batches, an utterance each
 
     def open(self) -> None:
         """For what trains from here on: over several ranks just those parameters' gradients are joined."""
@@ -56,12 +59,13 @@ class Gradient:
         if self.machine.world > 1:
             self.optimiser.join()
 
-    def of(self, step: Step, count_of: Mapping[str, int], weight_of: Mapping[str, float]) -> None:
+    def of(self, step: Step, count_of: Mapping[str, int], weight_of: Mapping[str, float]) -> Made:
         """Into the parameters' `.grad`: Σ over all ranks and keys of weight · summed loss / count.
 
         Raises OutOfMemory where one utterance alone is too much.
         """
         share_of = {k: weight_of.get(k, 1.0) / n for k, n in count_of.items()}
+        statistics = Kept(gathered_statistics(self.parts.module))
         while True:
             step = self.loader.recut(step)
             # all chance inside a step (dropout) is a function of seed, step and rank: nothing of it needs saving
@@ -70,8 +74,10 @@ class Gradient:
             if self._agreed(failed):
                 break
             self.optimiser.clear()
+            statistics.put_back()
         for k, v in sums.items():
             self._sums[k] = self._sums[k] + v if k in self._sums else v
+        return Made(step.micros, tuple(self._said), any_lost(self._said, self.machine))
 
     def taken(self) -> dict[str, float]:
         """The losses summed since the last call, by key, on this rank: a wait for the device."""
@@ -82,13 +88,14 @@ class Gradient:
         """What the losses sum to, and the micro-batch that memory was too small for."""
         sums: dict[str, Tensor] = {}
         failed = None
+        self._said = []
         joined = self.optimiser.joined
         for n, micro in enumerate(step.micros):
             if joined and n == len(step.micros) - 1:
                 joined.begin_last()
             try:
                 losses = self._backward(micro, share_of)
-            except RuntimeError as e:
+            except (RuntimeError, MemoryError) as e:
                 if not is_out_of_memory(e):
                     raise
                 failed = micro  # the exception holds the whole graph: it must go before there is room again
@@ -107,6 +114,7 @@ class Gradient:
             losses = self._losses(batch)
             total = torch.stack([losses[k].sum() * share_of[k] for k in losses]).sum()
             self.optimiser.backward(total)
+        self._said.append({k: v.detach().clone() for k, v in losses.items()})
         return {k: v.detach().sum() for k, v in losses.items()}
 
     def _agreed(self, failed: Micro | None) -> bool:
@@ -141,6 +149,8 @@ def is_out_of_memory(e: BaseException) -> bool:
     if isinstance(e, torch.OutOfMemoryError | MemoryError):
         return True
     said = str(e)
+    if "_STATUS_ALLOC_FAILED" in said:  # of cuBLAS and cuDNN
+        return True
     return "out of memory" in said or "DefaultCPUAllocator" in said or "can't allocate memory" in said
 
 
