@@ -84,6 +84,24 @@ class Gradient:
         sums, self._sums = self._sums, {}
         return {k: float(sums[k]) if k in sums else 0.0 for k in self.task.losses_of}
 
+    def try_out(self, batch: Batch) -> None:
+        """A pass through a batch out of nothing, with the memory of a real step: nothing of it stays.
+
+        Raises what the device raises where memory is too small.
+        """
+        trained = [p for p in self.optimiser.named().values() if p.requires_grad]
+        fresh = [p for p in trained if p not in self.optimiser.adamw.state]
+        state = [torch.empty_like(p) for p in fresh for _ in range(2)]  # AdamW's two means, made in the first step
+        try:
+            for p in trained:
+                if p.grad is None:
+                    p.grad = torch.zeros_like(p)  # as after the step's first micro-batch
+            self._backward(Micro(batch, 0.0, (), ()), dict.fromkeys(self.task.losses_of, 1e-6))
+        finally:
+            del state
+            self._said = []
+            self.optimiser.clear()
+
     def _attempt(self, step: Step, share_of: Mapping[str, float]) -> tuple[dict[str, Tensor], Micro | None]:
         """What the losses sum to, and the micro-batch that memory was too small for."""
         sums: dict[str, Tensor] = {}

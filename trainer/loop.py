@@ -24,6 +24,7 @@ from trainer.nf4 import n_weights
 from trainer.nonfinite import Dumps, Unread, look_into
 from trainer.optim import Optimiser
 from trainer.phases import Span, describe, open_phase, rate_at, span_at, spans_of
+from trainer.probe import try_memory, wants_trial
 from trainer.recipe.base import Recipe
 from trainer.task import Bad, Parts, Task
 
@@ -83,6 +84,8 @@ class Training:
         self._logged = (self.state.audio_s, self.state.train_s)  # as of the last log line
         self._unread: Unread | None = None
         self._look()  # before the first step: the model as it came, or what a stop interrupted
+        if self.state.step < self.max_steps and not self.state.stopped_early:
+            self._open(span_at(self.spans, self.state.step))  # its cut is known before a step is made
         self._began = time.monotonic()
         for step in self.loader.steps(self.state.step, self.max_steps):
             if self.state.stopped_early:
@@ -102,6 +105,8 @@ class Training:
         if self.ema:
             self.ema.join(self.optimiser.named(span.rates))
         self._gradient.open()
+        if wants_trial(self.recipe.loop, self.machine.device):
+            try_memory(self._gradient, self.loader, self.recipe, self.machine)
         log.info("%s", describe(span, n_weights(self.parts.module, trained=True)))
 
     def _step(self, step: Step) -> None:

@@ -118,7 +118,9 @@ def make_training(
 ) -> Training:
     """On the corpus in `folder`: some steps of eight utterances, nothing evaluated, nothing saved."""
     loop = {"precision": precision, "micro_s": 1000.0, "steps": 3, "step_utts": 8, **sections.pop("loop", {})}
-    recipe = parse_recipe(FAMILIES[family](folder, loop=loop, log={"every_steps": 1}, **sections))
+    phases = sections.pop("phases", [])
+    train = FAMILIES[family](folder, loop=loop, log={"every_steps": 1}, **sections)
+    recipe = parse_recipe({**train, "phases": phases})
     manifest = open_manifests([folder / "train.jsonl"], recipe.data, folder, folder / "cache")
     machine = start_machine(recipe.loop)
     task: Any = make_task(recipe)

@@ -2,7 +2,7 @@
 
 import gc
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from trainer.errors import OutOfMemory
 from trainer.gradient import Gradient, is_out_of_memory
 from trainer.loop import Training
 
+pytestmark = pytest.mark.usefixtures("quick_collections")
 FITS = 2  # utterances
 
 
@@ -26,15 +27,6 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("corpus")
     make_corpus(folder, 24)
     return folder
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quick_collections() -> Iterator[None]:
-    """What is there already is not looked through again, each time that memory is freed."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 def one_step(corpus: Path, family: str, direction: str) -> tuple[Callable[[int], dict[str, torch.Tensor]], SmallMemory]:
