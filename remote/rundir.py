@@ -222,6 +222,11 @@ class RunDir:
         return self.root / "quarantine.jsonl"
 
     @property
+    def nonfinite(self) -> Path:
+        """Micro-batches whose loss was not finite, a file each; every rank of the trainer writes its own."""
+        return self.root / "nonfinite"
+
+    @property
     def reports(self) -> Path:
         return self.root / "reports"
 

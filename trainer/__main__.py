@@ -1,4 +1,4 @@
-"""The command line of the trainer: check · prepare · train · evaluate · predict · average.
+"""The command line of the trainer: check · plan · prepare · train · evaluate · predict · average.
 
 Heavy modules are imported by the command that needs them: `check` answers without torch.
 """
@@ -77,6 +77,19 @@ def check(args: argparse.Namespace) -> int:
     return 2 if found or differs else 0
 
 
+def plan(args: argparse.Namespace) -> int:
+    """What a training will take: memory, steps, hours. No GPU and no weights are needed."""
+    _set_up_logging()
+    from dataclasses import asdict
+
+    from trainer.planning import lines_of, make_plan
+    from trainer.recipe.load import load_recipe
+
+    made = make_plan(load_recipe(args.file))
+    print(json.dumps(asdict(made)) if args.json else "\n".join(lines_of(made)))
+    return 0
+
+
 def prepare(args: argparse.Namespace) -> int:
     """Make the demo's corpus, read an experiment's manifests and all of their audio once, or convert others' data."""
     from trainer.prepare import prepare_demo_corpus, prepare_experiment, prepare_from
@@ -152,6 +165,11 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--against", type=Path, help="an older experiment: also say what a resume would not allow")
     p.add_argument("--json", action="store_true")
     p.set_defaults(command=check)
+
+    p = commands.add_parser("plan", help="say what a training will take: memory, steps, hours; no GPU needed")
+    p.add_argument("file", type=Path)
+    p.add_argument("--json", action="store_true")
+    p.set_defaults(command=plan)
 
     p = commands.add_parser(
         "prepare", help="make the demo corpus, check an experiment's data, or make manifests of others' data"

@@ -13,6 +13,7 @@ from torch import nn
 from trainer.data.loader import evaluation_batches
 from trainer.data.manifest import Manifest
 from trainer.errors import StopAsked
+from trainer.halves import predicted
 from trainer.machine import Machine
 from trainer.recipe.base import Recipe
 from trainer.recipe.eval import Decode
@@ -68,13 +69,12 @@ def predict(
     examples = [manifest[i] for i in range(machine.rank, len(manifest), machine.world)]
     answers: dict[str, Row] = {}
     bad: list[Bad] = []
-    micro_s = how.micro_s or recipe.loop.micro_s
+    micro_s = how.micro_s or recipe.loop.at_once_s
     with _in_eval(parts.module), torch.inference_mode(), machine.autocast():
         for loaded in evaluation_batches(task, examples, micro_s, recipe.data.workers, stop):
             bad += loaded.bad
             if loaded.micro is not None:
-                batch = task.prepare(loaded.micro.batch.to(machine.device), parts, False)
-                answers |= {row["id"]: row for row in task.predict(parts.module, batch, how.decode)}
+                answers |= {row["id"]: row for row in predicted(task, parts, loaded.micro, how.decode, machine)}
             on_batch(len(answers) + len(bad), len(examples))
     if stop():
         raise StopAsked("stopped while evaluating")

@@ -16,9 +16,11 @@ from trainer.data.loader import Micro, Step, StepLoader
 from trainer.data.plan import seed_of
 from trainer.errors import OutOfMemory
 from trainer.machine import Machine
+from trainer.nonfinite import Made, any_lost
 from trainer.optim import Optimiser
 from trainer.recipe.base import Recipe
 from trainer.task import Batch, Parts, Task
+from trainer.untouched import Kept, gathered_statistics
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +48,7 @@ class Gradient:
     optimiser: Optimiser
     _sums: dict[str, Tensor] = field(default_factory=dict)
     _losses: Any = None
+    _said: list[dict[str, Tensor]] = field(default_factory=list)  # of this attempt's micro-batches, an utterance each
 
     def open(self) -> None:
         """For what trains from here on: over several ranks just those parameters' gradients are joined."""
@@ -56,12 +59,13 @@ class Gradient:
         if self.machine.world > 1:
             self.optimiser.join()
 
-    def of(self, step: Step, count_of: Mapping[str, int], weight_of: Mapping[str, float]) -> None:
+    def of(self, step: Step, count_of: Mapping[str, int], weight_of: Mapping[str, float]) -> Made:
         """Into the parameters' `.grad`: Σ over all ranks and keys of weight · summed loss / count.
 
         Raises OutOfMemory where one utterance alone is too much.
         """
         share_of = {k: weight_of.get(k, 1.0) / n for k, n in count_of.items()}
+        statistics = Kept(gathered_statistics(self.parts.module))
         while True:
             step = self.loader.recut(step)
             # all chance inside a step (dropout) is a function of seed, step and rank: nothing of it needs saving
@@ -70,25 +74,46 @@ class Gradient:
             if self._agreed(failed):
                 break
             self.optimiser.clear()
+            statistics.put_back()
         for k, v in sums.items():
             self._sums[k] = self._sums[k] + v if k in self._sums else v
+        return Made(step.micros, tuple(self._said), any_lost(self._said, self.machine))
 
     def taken(self) -> dict[str, float]:
         """The losses summed since the last call, by key, on this rank: a wait for the device."""
         sums, self._sums = self._sums, {}
         return {k: float(sums[k]) if k in sums else 0.0 for k in self.task.losses_of}
 
+    def try_out(self, batch: Batch) -> None:
+        """A pass through a batch out of nothing, with the memory of a real step: nothing of it stays.
+
+        Raises what the device raises where memory is too small.
+        """
+        trained = [p for p in self.optimiser.named().values() if p.requires_grad]
+        fresh = [p for p in trained if p not in self.optimiser.adamw.state]
+        state = [torch.empty_like(p) for p in fresh for _ in range(2)]  # AdamW's two means, made in the first step
+        try:
+            for p in trained:
+                if p.grad is None:
+                    p.grad = torch.zeros_like(p)  # as after the step's first micro-batch
+            self._backward(Micro(batch, 0.0, (), ()), dict.fromkeys(self.task.losses_of, 1e-6))
+        finally:
+            del state
+            self._said = []
+            self.optimiser.clear()
+
     def _attempt(self, step: Step, share_of: Mapping[str, float]) -> tuple[dict[str, Tensor], Micro | None]:
         """What the losses sum to, and the micro-batch that memory was too small for."""
         sums: dict[str, Tensor] = {}
         failed = None
+        self._said = []
         joined = self.optimiser.joined
         for n, micro in enumerate(step.micros):
             if joined and n == len(step.micros) - 1:
                 joined.begin_last()
             try:
                 losses = self._backward(micro, share_of)
-            except RuntimeError as e:
+            except (RuntimeError, MemoryError) as e:
                 if not is_out_of_memory(e):
                     raise
                 failed = micro  # the exception holds the whole graph: it must go before there is room again
@@ -107,6 +132,7 @@ class Gradient:
             losses = self._losses(batch)
             total = torch.stack([losses[k].sum() * share_of[k] for k in losses]).sum()
             self.optimiser.backward(total)
+        self._said.append({k: v.detach().clone() for k, v in losses.items()})
         return {k: v.detach().sum() for k, v in losses.items()}
 
     def _agreed(self, failed: Micro | None) -> bool:
@@ -141,6 +167,8 @@ def is_out_of_memory(e: BaseException) -> bool:
     if isinstance(e, torch.OutOfMemoryError | MemoryError):
         return True
     said = str(e)
+    if "_STATUS_ALLOC_FAILED" in said:  # of cuBLAS and cuDNN
+        return True
     return "out of memory" in said or "DefaultCPUAllocator" in said or "can't allocate memory" in said
 
 

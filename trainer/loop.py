@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from remote.clock import duration
@@ -22,8 +21,10 @@ from trainer.gradient import Gradient
 from trainer.logbook import Logbook, ProgressFile
 from trainer.machine import Machine
 from trainer.nf4 import n_weights
+from trainer.nonfinite import Dumps, Unread, look_into
 from trainer.optim import Optimiser
 from trainer.phases import Span, describe, open_phase, rate_at, span_at, spans_of
+from trainer.probe import try_memory, wants_trial
 from trainer.recipe.base import Recipe
 from trainer.task import Bad, Parts, Task
 
@@ -40,8 +41,9 @@ class State:
     best_value: float = float("inf")
     since_best: int = 0  # evaluations
     values: list[float] = field(default_factory=list)  # dev's, of every evaluation after the first step
-    skipped: int = 0  # steps with a non-finite gradient
+    skipped: int = 0  # steps with a loss or a gradient that is not finite
     skipped_in_a_row: int = 0
+    scale_lowered: int = 0  # steps skipped while fp16 looks for the scale of its loss
     audio_s: float = 0.0  # trained on so far
     train_s: float = 0.0  # spent in steps so far
     metrics: dict[str, float] = field(default_factory=dict)  # dev's, at `evaluated`
@@ -66,6 +68,7 @@ class Training:
     on_bad: Callable[[Sequence[Bad]], None]
     stop_asked: Callable[[], bool]
     ema: Ema | None = None
+    dumps: Dumps | None = None
 
     def run(self) -> None:
         """Raises StopAsked with everything saved, Diverged after too many non-finite steps."""
@@ -79,8 +82,10 @@ class Training:
         self._counts = dict.fromkeys(self.task.losses_of, 0)
         self._weights: Mapping[str, float] = {}
         self._logged = (self.state.audio_s, self.state.train_s)  # as of the last log line
-        self._unread: tuple[int, Tensor, Any] | None = None
+        self._unread: Unread | None = None
         self._look()  # before the first step: the model as it came, or what a stop interrupted
+        if self.state.step < self.max_steps and not self.state.stopped_early:
+            self._open(span_at(self.spans, self.state.step))  # its cut is known before a step is made
         self._began = time.monotonic()
         for step in self.loader.steps(self.state.step, self.max_steps):
             if self.state.stopped_early:
@@ -100,6 +105,8 @@ class Training:
         if self.ema:
             self.ema.join(self.optimiser.named(span.rates))
         self._gradient.open()
+        if wants_trial(self.recipe.loop, self.machine.device):
+            try_memory(self._gradient, self.loader, self.recipe, self.machine)
         log.info("%s", describe(span, n_weights(self.parts.module, trained=True)))
 
     def _step(self, step: Step) -> None:
@@ -114,14 +121,15 @@ class Training:
         self.optimiser.set_rates(lr, self._span.rates if self._span else {})
         count_of = {k: max(1, c) for k, c in zip(keys, counts, strict=True)}
         self._weights = self.task.weights(step.number / self.max_steps)
-        self._gradient.of(step, count_of, self._weights)
-        norm, skipped = self.optimiser.step()
+        made = self._gradient.of(step, count_of, self._weights)
+        scale = self.optimiser.scale
+        norm, skipped = self.optimiser.step(made.lost)
         if self.ema:
             self.ema.update(self.optimiser.named())
         for k in keys:
             self._counts[k] += count_of[k]
         self._read_skipped()  # of the step before: its work is done by now
-        self._unread = (step.number + 1, *_start_copy(skipped))
+        self._unread = Unread.start(step.number + 1, made, skipped, scale)
         self.state.step = step.number + 1
         self.state.audio_s += audio_ms / 1000
         self.state.train_s += time.monotonic() - self._began
@@ -219,6 +227,8 @@ class Training:
         epoch = self.loader.plan.epoch_at(s.step)
         values |= {"lr": lr, "grad_norm": grad_norm, "audio_s_per_s": audio_per_s, "epoch": epoch}
         values |= {"skipped_steps": float(s.skipped)}
+        if self.optimiser.scaler:
+            values["scale_lowered"] = float(s.scale_lowered)
         if len(self.spans) > 1 and self._span:
             values["phase"] = float(self._span.number + 1)
         if self.book:
@@ -239,30 +249,27 @@ class Training:
 
     def _read_skipped(self) -> None:
         """What became of the step before: counted, and given up on after too many in a row."""
-        if self._unread is None:
+        unread, self._unread = self._unread, None
+        if unread is None:
             return
-        step, copy, event = self._unread
-        self._unread = None
-        if event is not None:
-            event.synchronize()
-        if not float(copy):
-            self.state.skipped_in_a_row = 0
-            return
-        self.state.skipped += 1
-        self.state.skipped_in_a_row += 1
-        log.warning("step %d was skipped: its gradient is not finite", step)
-        if self.state.skipped_in_a_row >= self.recipe.stop.max_nonfinite:
-            raise Diverged(
-                f"{self.state.skipped_in_a_row} steps in a row had a gradient that is not finite (up to step {step})",
-                "lower train.optim.lr, or train in bf16 or fp32; the last checkpoint is whole",
+        what, is_lost = unread.read()
+        s, step = self.state, unread.step
+        if what == "taken":
+            s.skipped_in_a_row = 0
+        elif what == "searching":
+            s.scale_lowered += 1
+            log.info("step %d was skipped: its gradient overflowed in fp16, and the scale of the loss is halved", step)
+        else:
+            s.skipped += 1
+            s.skipped_in_a_row += 1
+            names = look_into(unread, self.machine, self.dumps) if is_lost else ""
+            log.warning(
+                "step %d was skipped: its %s is not finite%s",
+                *(step, "loss" if is_lost else "gradient", f" ({names})" if names else ""),
             )
-
-
-def _start_copy(value: Tensor) -> tuple[Tensor, Any]:
-    """A copy on its way to the host, and what to wait for before reading it."""
-    if value.device.type != "cuda":
-        return value, None
-    copy = torch.empty((), pin_memory=True).copy_(value, non_blocking=True)
-    event = torch.cuda.Event()
-    event.record()
-    return copy, event
+            if s.skipped_in_a_row >= self.recipe.stop.max_nonfinite:
+                raise Diverged(
+                    f"{s.skipped_in_a_row} steps in a row had a loss or a gradient that is not finite (up to step "
+                    f"{step}{': ' if names else ''}{names})",
+                    "lower train.optim.lr, or train in bf16 or fp32; the last checkpoint is whole",
+                )

@@ -45,7 +45,7 @@ class Nf4Linear(nn.Linear):
 
     def forward(self, x_BI: Tensor) -> Tensor:
         kind = x_BI.device.type
-        if torch.is_autocast_enabled(kind):
+        if kind != "meta" and torch.is_autocast_enabled(kind):
             x_BI = x_BI.to(torch.get_autocast_dtype(kind))
         y_BO: Tensor = _Product.apply(x_BI, self)  # type: ignore[no-untyped-call]
         return y_BO if self.bias is None else y_BO + self.bias.to(y_BO.dtype)

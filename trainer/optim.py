@@ -45,21 +45,29 @@ class Optimiser:
     def backward(self, loss: Tensor) -> None:
         (self.scaler.scale(loss) if self.scaler else loss).backward()  # type: ignore[no-untyped-call]
 
-    def step(self) -> tuple[Tensor, Tensor]:
-        """Clip and step; (gradient norm, 1.0 where it was not finite and the step was skipped), both on the device.
+    @property
+    def scale(self) -> Tensor | None:
+        """What the loss is multiplied by, on the device; None where it is not, or before the first loss."""
+        scale = self.scaler._scale if self.scaler else None  # get_scale() would wait for the device
+        return None if scale is None else scale.detach().clone()
 
-        The fused kernel looks at `found_inf` itself (the hook that GradScaler uses), so nothing waits for the host.
+    def step(self, lost: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Clip and step; (gradient norm, 1.0 where the step was skipped), both on the device.
+
+        Skipped is a step whose gradient is not finite, or whose loss is not (`lost` is 1). The fused kernel looks at
+        `found_inf` itself (the hook that GradScaler uses), so nothing waits for the host.
         """
-        if self.scaler:
+        is_scaled = self.scaler is not None and self.scaler._scale is not None
+        if self.scaler and is_scaled:
             self.scaler.unscale_(self.adamw)
         norm = torch.nn.utils.clip_grad_norm_(self.named().values(), self.how.clip_norm, foreach=True)
         skipped = (~torch.isfinite(norm)).float()
-        if self.scaler:
-            self.scaler.step(self.adamw)
-            self.scaler.update()
-        else:
-            self.adamw.found_inf = skipped  # type: ignore[attr-defined]
-            self.adamw.step()
+        if lost is not None:
+            skipped = torch.maximum(skipped, lost.to(skipped))
+        self.adamw.found_inf = skipped  # type: ignore[attr-defined]
+        self.adamw.step()
+        if self.scaler and is_scaled:
+            self.scaler.update()  # by what unscale_ found: the scale is halved, or grows after 2000 whole steps
         self.clear()
         return norm.detach(), skipped
 

@@ -22,6 +22,7 @@ from trainer.logbook import Logbook, ProgressFile
 from trainer.loop import State, Training
 from trainer.machine import Machine, placed, start_machine
 from trainer.nf4 import n_weights
+from trainer.nonfinite import Dumps
 from trainer.optim import Optimiser, make_optimiser
 from trainer.recipe.base import Recipe
 from trainer.recipe.load import changes, load_recipe, parse_recipe
@@ -84,6 +85,7 @@ def train(file: Path, run: RunDir, *, debug: bool = False, stop: Callable[[], bo
             on_bad=desk.quarantine,
             stop_asked=stop,
             ema=ema,
+            dumps=Dumps(run.nonfinite, {"recipe": recipe.model_dump(mode="json")}),
         ).run()
         if progress:
             progress.update(phase="evaluate")

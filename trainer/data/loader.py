@@ -60,9 +60,9 @@ class StepLoader:
         self.plan = Plan(manifest.column("duration_s"), recipe.loop, parts, window)
         if any(p.groups is not None for p in parts):
             keep_groups(2 * window)
-        self._task, self._manifest, self._recipe = task, manifest, recipe
+        self._task, self.manifest, self._recipe = task, manifest, recipe
         self._rank, self._world = rank, world
-        self.cut = Cut(recipe.loop.micro_s)  # memory may teach it more
+        self.cut = Cut(recipe.loop.at_once_s)  # memory may teach it more
         self._max_steps = self.plan.max_steps
         self._by_speaker = _positions_by_speaker(manifest) if any(a.join_p for a in recipe.augments) else {}
 
@@ -85,9 +85,9 @@ class StepLoader:
     def micros_of(self, step: int) -> tuple[int, list[tuple[list[Example], list[Draw | None]]]]:
         """The step's epoch, and this rank's micro-batches as (examples, draws), nothing decoded yet."""
         place = self.plan.at(step)
-        examples = [self._manifest[int(p)] for p in place.positions]
+        examples = [self.manifest[int(p)] for p in place.positions]
         done = min(1.0, step / self._max_steps)
-        own = [self._sources[i].augment for i in self._manifest.sources_at(place.positions)]
+        own = [self._sources[i].augment for i in self.manifest.sources_at(place.positions)]
         triples = zip(examples, place.passes, own, strict=True)
         draws: list[Draw | None] = [self.draw(e, int(n), done, augment) for e, n, augment in triples]
         sizes = [self._task.size(e, d) for e, d in zip(examples, draws, strict=True)]
@@ -105,9 +105,13 @@ class StepLoader:
                 micros.append(m)
                 continue
             for at in range(0, len(m.examples), n):
-                part = _load(self._task, m.examples[at : at + n], m.draws[at : at + n]).micro
+                part = part_of(self._task, m, at, at + n)
                 micros += [part] if part else []
         return replace(step, micros=micros)
+
+    def augment_at(self, position: int) -> Augment | None:
+        """What the source of a position has of its own."""
+        return self._sources[self.manifest.sources_at(np.array([position]))[0]].augment
 
     def draw(self, example: Example, heard: int, done: float = 0.0, augment: Augment | None = None) -> Draw:
         """The utterance's chance when it was heard so often before (its epoch, where sources are not weighted).
@@ -124,8 +128,8 @@ class StepLoader:
         for _ in range(how.join_max):
             if rng.random() >= how.join_p:
                 break
-            pick = int(rng.choice(same)) if same is not None else int(rng.integers(len(self._manifest)))
-            partners.append(self._manifest[pick])
+            pick = int(rng.choice(same)) if same is not None else int(rng.integers(len(self.manifest)))
+            partners.append(self.manifest[pick])
         return Draw(seed, tuple(partners), done, augment)
 
 
@@ -150,6 +154,11 @@ def evaluation_batches(
                         f.cancel()
                     return
                 yield waiting.popleft().result()
+
+
+def part_of(task: Task[Any, Any], micro: Micro, first: int, end: int) -> Micro | None:
+    """Some of a micro-batch's examples, made again; None where none of them could be used."""
+    return _load(task, micro.examples[first:end], micro.draws[first:end]).micro
 
 
 def _load(task: Task[Any, Any], examples: Sequence[Example], draws: Sequence[Draw | None]) -> Loaded:

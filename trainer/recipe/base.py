@@ -95,6 +95,7 @@ RESUMABLE_CHANGES = (
     "loop.keep_last",
     "loop.keep_best",
     "loop.micro_s",
+    "loop.try_memory",
     "averaging.best",
     "data.workers",
     "data.cache_gb",

@@ -1,10 +1,12 @@
 """How long, how much at once, how exact, and what is kept."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from trainer.recipe.section import Section
+
+AT_ONCE_S = 120.0
 
 
 class Loop(Section):
@@ -14,10 +16,15 @@ class Loop(Section):
     epochs: float | None = Field(default=None, gt=0, description="passes over the train set, instead of steps")
     step_utts: int | None = Field(default=None, gt=0, description="utterances a step; this or step_s")
     step_s: float | None = Field(default=None, gt=0, description="seconds of audio a step; this or step_utts")
-    micro_s: float = Field(
-        default=120.0,
-        gt=0,
-        description="padded seconds of audio that fit into memory at once; changes no result",
+    micro_s: Literal["auto"] | Annotated[float, Field(gt=0)] = Field(
+        default="auto",
+        description="padded seconds of audio that fit into memory at once; changes no result but its rounding. auto: "
+        "as much as fits, found before the first step, a length class at a time; 120 where memory is not tried",
+    )
+    try_memory: Literal["auto", "always", "never"] = Field(
+        default="auto",
+        description="before the first step, and when a phase opens, the worst micro-batch of each length is tried. "
+        "auto: on a GPU",
     )
     precision: Literal["auto", "bf16", "fp16", "fp32", "fp64"] = Field(
         default="auto", description="of autocast; weights stay float32. auto: bf16 or fp16 on CUDA, else fp32"
@@ -34,6 +41,11 @@ class Loop(Section):
     save_every_steps: int | None = Field(default=None, gt=0, description="and at every such step")
     keep_last: int = Field(default=2, ge=1, description="newest checkpoints kept")
     keep_best: int = Field(default=1, ge=1, description="best checkpoints kept, by eval.metric on dev")
+
+    @property
+    def at_once_s(self) -> float:
+        """`micro_s` in seconds, before anything was found."""
+        return AT_ONCE_S if self.micro_s == "auto" else self.micro_s
 
     @model_validator(mode="after")
     def _one_length(self) -> "Loop":

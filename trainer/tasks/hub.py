@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import AutoConfig
 
 from trainer.errors import BadRecipe
 from trainer.nf4 import dequantise, quantise
@@ -24,11 +25,23 @@ def beside_weights(what: Any, name: str | None, revision: str | None, hint: str 
 
 
 def with_weights(cls: Any, name: str, revision: str | None = None, **more: Any) -> Any:
-    """A model with its trained weights. Raises BadRecipe."""
+    """A model with its trained weights; its shape alone under the device "meta", from nothing but its configuration.
+
+    Raises BadRecipe.
+    """
     try:
+        if torch.get_default_device().type == "meta":
+            return _without_weights(cls, name, revision, **more)
         return cls.from_pretrained(name, revision=revision or "main", **more)
     except (OSError, ValueError, RuntimeError) as e:
         raise _refused(name, e) from None
+
+
+def _without_weights(cls: Any, name: str, revision: str | None, **more: Any) -> Any:
+    config = more.get("config") or AutoConfig.from_pretrained(name, revision=revision or "main")
+    make = getattr(cls, "from_config", None) or cls._from_config
+    attention = more.get("attn_implementation")
+    return make(config, dtype=more.get("dtype", torch.float32), attn_implementation=attention)
 
 
 def _refused(name: str | None, e: Exception, hint: str = "") -> BadRecipe:
