@@ -69,6 +69,7 @@ def test_curves_are_not_written_in_ci_nor_of_a_family_that_is_not_there() -> Non
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_the_same_source_gives_the_same_bits_and_another_optimiser_is_found_out(tmp_path: Path) -> None:
     """A factor on the loss: AdamW hides it from the losses, the norm of the gradient tells it in the first step."""
     for name in ("trainer", "remote"):
@@ -90,6 +91,7 @@ def test_the_same_source_gives_the_same_bits_and_another_optimiser_is_found_out(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_commit_is_laid_out_and_one_that_is_not_there_is_named() -> None:
     tool = str(ROOT / "tools" / "same_bits.py")
     done = program(tool, "HEAD", "whisper", "--steps", "2")
