@@ -22,7 +22,7 @@ from lib.corpus import sentences
 from lib.models import Shape, make_whisper
 from lib.timing import answer, own_place, ratio, sides, spread, timed, where
 
-SHAPE, QUICK = Shape(128, 2, 4, 0), Shape(16, 1, 2, 0, mels=16)
+SHAPE, QUICK = Shape(128, 1, 4, 0), Shape(16, 1, 2, 0, mels=16)
 MAX_TOKENS = 48
 NAMES = ["ours, own length", "ours, full window", "pipeline"]
 
@@ -46,7 +46,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--manifest", type=Path, help="what is decoded, its audio beside it; needs --model")
     parser.add_argument("--rounds", type=int, default=7, help="of each side, in turn; 7")
     parser.add_argument("--batch", type=int, default=16, help="utterances at once in the full window; 16")
-    parser.add_argument("--updates", type=int, default=800, help="of the model that is trained; 800")
+    parser.add_argument("--updates", type=int, default=450, help="of the model that is trained; 450")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--quick", action="store_true", help="a model that has learnt nothing, two rounds")
@@ -71,11 +71,11 @@ def _trained(args: argparse.Namespace, place: Path) -> tuple[Path, Path]:
     n_train, n_test = (64, 12) if args.quick else (4000, 200)
     train, test = sentences(place, n_train, 0, "train"), sentences(place, n_test, 1, "test")
     sentences(place, 1, 2, "dev")
-    loop = {"steps": args.updates, "step_utts": 16, "threads": args.threads, "precision": "fp32"}
-    training = Ours(recipe_of(place / "fresh", train, loop=loop)).set_up()
+    loop = {"steps": args.updates, "step_utts": 24, "threads": args.threads, "precision": "fp32"}
+    training = Ours(recipe_of(place / "fresh", train, loop=loop, optim={"lr": 3e-3})).set_up()
     took = timed(training.run)
     training.task.export(training.parts.module, place / "model")
-    _say(f"trained for this: {args.updates} steps of 16 in {took.wall_s:.0f} s, {SHAPE if not args.quick else QUICK}")
+    _say(f"trained for this: {args.updates} steps of 24 in {took.wall_s:.0f} s, {SHAPE if not args.quick else QUICK}")
     return place / "model", test
 
 

@@ -24,7 +24,7 @@ from lib.timing import answer, own_place, ratio, sides, spread, timed, where
 
 EPOCHS = 10  # over which the other side's features are spread, where that is said
 QUICK = Shape(32, 1, 2, 0)
-WER_SHAPE = Shape(96, 2, 4, 0, window_s=10, mels=40)
+WER_SHAPE = Shape(128, 1, 4, 0, window_s=10, mels=40)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -43,8 +43,8 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("part", nargs="?", default="all", choices=["short", "long", "wer", "all"])
     parser.add_argument("--rounds", type=int, default=7, help="of each side, in turn; 7")
     parser.add_argument("--steps", type=int, default=20, help="optimiser steps a round; 20")
-    parser.add_argument("--batch", type=int, help="utterances a step; 8 short ones, 4 long ones, 16 for wer")
-    parser.add_argument("--updates", type=int, default=600, help="of wer; 600")
+    parser.add_argument("--batch", type=int, help="utterances a step; 8 short ones, 4 long ones, 24 for wer")
+    parser.add_argument("--updates", type=int, default=450, help="of wer; 450")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--attention", choices=["sdpa", "eager"], default="sdpa")
@@ -116,7 +116,7 @@ def wer(args: argparse.Namespace, place: Path) -> None:
     _say(
         f"\nWord errors after {args.updates} equal updates, the same weights before: {shape.layers} layers twice"
         f" of {shape.d_model}, a window of {shape.window_s} s,\none to four of sixteen words of tones in noise:"
-        " small enough to learn in minutes, noisy enough to err"
+        " small enough to learn in minutes"
     )
     os.environ.update(own_place(place))
     from lib.ours import Decoder, Decoding, Ours, recipe_of
@@ -124,15 +124,15 @@ def wer(args: argparse.Namespace, place: Path) -> None:
     from lib.words import paired
     from lib.words import wer as rate
 
-    model, batch, lr = place / "model", args.batch or 16, 1e-3
+    model, batch, lr = place / "model", args.batch or 24, 3e-3
     make_whisper(model, shape)
     n_train, n_test = (64, 16) if args.quick else (3000, 400)
     manifest, test = sentences(place, n_train, 0, "train"), sentences(place, n_test, 1, "test")
     threads = {"threads": args.threads, "precision": args.precision}
     sentences(place, 1, 2, "dev")
     loop = {"steps": args.updates, "step_utts": batch, **threads}
-    longest = {"max_s": float(shape.window_s)}
-    mine = Ours(recipe_of(model, manifest, loop=loop, data=longest, model={"attention": args.attention})).set_up()
+    more: dict[str, Any] = {"data": {"max_s": float(shape.window_s)}, "optim": {"lr": lr}}
+    mine = Ours(recipe_of(model, manifest, loop=loop, model={"attention": args.attention}, **more)).set_up()
     took = {"ours": timed(mine.run).wall_s}
     mine.task.export(mine.parts.module, place / "ours")
     how = {"steps": args.updates, "batch": batch, "lr": lr, "precision": args.precision, "attention": args.attention}

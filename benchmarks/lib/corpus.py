@@ -29,7 +29,7 @@ def clips_of_one_length(folder: Path, n: int, seconds: float, seed: int = 0, nam
     return _manifest(folder, name, rows)
 
 
-def sentences(folder: Path, n: int, seed: int, name: str, snr_db: float = 3.0) -> Path:
+def sentences(folder: Path, n: int, seed: int, name: str, snr_db: float = 20.0) -> Path:
     """`n` recordings of one to four words, as long as they are."""
     rng = np.random.default_rng([seed, 2])
     rows = []
