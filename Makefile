@@ -9,7 +9,7 @@ export SPOKEN_DIGITS_DIR ?= $(abspath $(DIGITS))
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check env system slow e2e chaos bench image image-push image-run docs clean
+.PHONY: help demo test check env system slow e2e chaos curves same-bits bench image image-push image-run docs clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -35,8 +35,17 @@ e2e: env system ## the whole way through the command line
 chaos: env system ## kill -9 at every boundary of a save, and at random moments
 	$(PY) -m pytest -m "slow" tests/trainer/test_kill.py
 
-bench: env ## the speeds that we claim, measured on this machine
-	@set -e; for f in benchmarks/*.py; do echo "== $$f"; PYTHONPATH=. $(PY) $$f; done
+curves: env ## write the loss curves again that tests/trainer/test_curves.py meets
+	$(PY) tests/trainer/write_curves.py
+
+BASE ?= origin/main
+same-bits: env ## does the working tree train as another commit does, bit for bit: make same-bits BASE=origin/main
+	$(PY) tools/same_bits.py $(BASE)
+
+# wire.py needs root, data.py rows 4 GB of disk, gpu.py a GPU: those are run by hand
+BENCHES := cli_start.py features.py manifest.py transducer.py data.py+audio training.py+short training.py+long training.py+wer evaluation.py
+bench: env ## the speeds that we claim, measured on this machine: an hour or two, and nothing else should run
+	@set -e; for f in $(BENCHES); do echo "== $$f"; PYTHONPATH=. $(PY) benchmarks/$${f//+/ }; done
 
 env: $(VENV)/.installed ## the virtual environment
 $(VENV)/.installed: pyproject.toml constraints.txt

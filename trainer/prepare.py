@@ -6,7 +6,6 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO
 
@@ -15,6 +14,7 @@ from trainer.data.demo import prepare_demo
 from trainer.data.foreign import read_foreign
 from trainer.data.manifest import Manifest
 from trainer.data.places import data_root
+from trainer.data.pool import decoders
 from trainer.data.sets import open_data
 from trainer.errors import AudioError, BadRecipe
 from trainer.recipe.load import load_recipe
@@ -100,7 +100,7 @@ def _undecodable(manifest: Manifest, workers: int, name: str) -> list[Bad]:
             return Bad(e.id, error.message)
 
     found = []
-    with ThreadPoolExecutor(workers) as pool:
+    with decoders(workers, "audio") as pool:
         for n, bad in enumerate(pool.map(read, range(len(manifest))), start=1):
             if bad:
                 found.append(bad)

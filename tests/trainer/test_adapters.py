@@ -1,18 +1,17 @@
 """Adapters of every kind on every family: trained alone, resumed exactly, merged into what plain transformers loads."""
 
-import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from support.runs import After
 from support.speech import ctc_dict, make_corpus, recipe_dict, tdt_dict, write_experiment
 from torch import nn
 from transformers import AutoModelForCTC, WhisperForConditionalGeneration
 
-from remote.rundir import EPOCH_ENV, RunDir
+from remote.rundir import RunDir
 from trainer.errors import BadRecipe, StopAsked
 from trainer.nf4 import BLOCK, LEVELS, Nf4Linear, dequantise, n_weights, quantise
 from trainer.recipe.load import parse_recipe
@@ -93,28 +92,6 @@ def test_weights_of_nothing_but_zeros_stay_zeros_and_bytes_are_counted_as_two() 
 
 
 # ---- trainings
-
-
-@pytest.fixture(autouse=True)
-def _own_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    for name in ("PODCTL_VOLUME", EPOCH_ENV):
-        monkeypatch.delenv(name, raising=False)
-    before = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)}
-    yield
-    for s, handler in before.items():
-        signal.signal(s, handler)
-
-
-class After:
-    """Says stop from the n-th question on."""
-
-    def __init__(self, n: int) -> None:
-        self.left = n
-
-    def __call__(self) -> bool:
-        self.left -= 1
-        return self.left < 0
 
 
 def tuned(tmp_path: Path, family: str, adapters: dict[str, Any], **sections: dict) -> dict[str, Any]:

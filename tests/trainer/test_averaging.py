@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +10,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from support.runs import lines
 from support.speech import ctc_dict, make_corpus, recipe_dict, write_experiment
 from torch import nn
 from transformers import WhisperForConditionalGeneration
 
-from remote.rundir import EPOCH_ENV, RunDir
+from remote.rundir import RunDir
 from trainer.__main__ import main
 from trainer.checkpoint import complete_checkpoints
 from trainer.ema import Ema, decay_at
@@ -86,26 +85,11 @@ def test_what_check_can_know_of_means_it_says(tmp_path: Path, averaging: dict, s
 # ---- trainings
 
 
-@pytest.fixture(autouse=True)
-def _own_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    for name in ("PODCTL_VOLUME", EPOCH_ENV):
-        monkeypatch.delenv(name, raising=False)
-    before = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)}
-    yield
-    for s, handler in before.items():
-        signal.signal(s, handler)
-
-
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
     for name, n in (("train", 12), ("dev", 3), ("test", 2)):
         make_corpus(tmp_path / "corpus", n, seed=n, name=name)
     return tmp_path / "corpus"
-
-
-def lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def trained(corpus: Path, name: str, **sections: Any) -> RunDir:

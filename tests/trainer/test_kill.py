@@ -1,6 +1,5 @@
 """Law 9: killed at any moment, a run resumes to the same parameters, bit for bit."""
 
-import json
 import os
 import random
 import signal
@@ -11,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
-from safetensors.torch import load_file
+from support.runs import assert_same, final_state
 from support.speech import ctc_dict, make_corpus, recipe_dict, write_experiment
 
 ROOT = Path(__file__).parents[2]
@@ -46,43 +44,15 @@ def killing(tmp_path: Path, *args: str) -> str:
     return done.stdout.strip().splitlines()[-1]
 
 
-def final_state(checkpoints: Path) -> dict[str, Any]:
-    last = checkpoints / "step-00000009"
-    state = json.loads((last / "state" / "state.json").read_text())["state"]
-    state.pop("train_s")  # the only thing that may differ: how long it took
-    ema = last / "state" / "ema.pt"
-    return {
-        "model": {f.name: load_file(f) for f in (last / "model").glob("*.safetensors")},
-        "adamw": torch.load(last / "state" / "optimizer.pt")["adamw"],
-        "ema": torch.load(ema) if ema.exists() else None,
-        "state": state,
-    }
-
-
-def assert_same(a: Any, b: Any, at: str = "") -> None:
-    if isinstance(a, torch.Tensor):
-        assert torch.equal(a, b), at
-    elif isinstance(a, dict):
-        assert a.keys() == b.keys(), at
-        for k in a:
-            assert_same(a[k], b[k], f"{at}/{k}")
-    elif isinstance(a, list | tuple):
-        assert len(a) == len(b), at
-        for i, (x, y) in enumerate(zip(a, b, strict=True)):
-            assert_same(x, y, f"{at}/{i}")
-    else:
-        assert a == b, at
-
-
 def test_killed_at_two_points_of_a_save_it_ends_bit_identical(experiment: Path, tmp_path: Path) -> None:
     reference = tmp_path / "whole"
     boundaries = int(killing(tmp_path, str(experiment), str(reference), "count", "2"))
     assert boundaries > 40
-    whole = final_state(reference / "checkpoints")
+    whole = final_state(reference / "checkpoints", 9)
     points = [str(boundaries // 3), str(boundaries - 3)]
     killing(tmp_path, str(experiment), str(tmp_path / "killed"), "kill", "2", *points)
     for at in points:
-        assert_same(final_state(tmp_path / f"killed-2-{at}" / "checkpoints"), whole)
+        assert_same(final_state(tmp_path / f"killed-2-{at}" / "checkpoints", 9), whole)
 
 
 @pytest.mark.slow
@@ -97,9 +67,9 @@ def test_a_ctc_training_killed_in_a_save_ends_bit_identical(experiment: Path, tm
     )
     file = write_experiment(tmp_path / "ctc.yaml", train)
     boundaries = int(killing(tmp_path, str(file), str(tmp_path / "whole"), "count", "2"))
-    whole = final_state(tmp_path / "whole" / "checkpoints")
+    whole = final_state(tmp_path / "whole" / "checkpoints", 9)
     killing(tmp_path, str(file), str(tmp_path / "killed"), "kill", "2", str(boundaries // 2))
-    assert_same(final_state(tmp_path / f"killed-2-{boundaries // 2}" / "checkpoints"), whole)
+    assert_same(final_state(tmp_path / f"killed-2-{boundaries // 2}" / "checkpoints", 9), whole)
 
 
 @pytest.mark.slow
@@ -124,12 +94,12 @@ def test_killed_between_two_phases_it_ends_bit_identical(
         train |= {"adapters": adapters, "model": {"name": str(tmp_path / "base")}}
     file = write_experiment(tmp_path / "phases.yaml", train)
     boundaries = int(killing(tmp_path, str(file), str(tmp_path / "whole"), "count", "1"))
-    whole = final_state(tmp_path / "whole" / "checkpoints")
+    whole = final_state(tmp_path / "whole" / "checkpoints", 9)
     assert len({float(s["step"]) for s in whole["adamw"]["state"].values()}) == 2, "one group began later"
     points = [str(i) for i in (2, boundaries // 2, boundaries - 2)]
     killing(tmp_path, str(file), str(tmp_path / "killed"), "kill", "1", *points)
     for at in points:
-        assert_same(final_state(tmp_path / f"killed-1-{at}" / "checkpoints"), whole)
+        assert_same(final_state(tmp_path / f"killed-1-{at}" / "checkpoints", 9), whole)
 
 
 @pytest.mark.slow
@@ -138,11 +108,11 @@ def test_killed_between_two_phases_it_ends_bit_identical(
 def test_killed_at_every_boundary_of_a_save_it_ends_bit_identical(experiment: Path, tmp_path: Path, save: int) -> None:
     """Save 0 is the first; save 2 replaces and deletes an older one; save 5 is the last."""
     boundaries = int(killing(tmp_path, str(experiment), str(tmp_path / "whole"), "count", str(save)))
-    whole = final_state(tmp_path / "whole" / "checkpoints")
+    whole = final_state(tmp_path / "whole" / "checkpoints", 9)
     points = [str(i) for i in range(boundaries)]
     killing(tmp_path, str(experiment), str(tmp_path / "killed"), "kill", str(save), *points)
     for at in points:
-        assert_same(final_state(tmp_path / f"killed.keep-{save}-{at}"), whole)
+        assert_same(final_state(tmp_path / f"killed.keep-{save}-{at}", 9), whole)
     print(f"save {save}: {boundaries} boundaries")
 
 
@@ -157,7 +127,7 @@ def test_killed_at_twenty_random_moments_it_ends_bit_identical(experiment: Path,
     began = time.monotonic()
     assert start(tmp_path / "whole").wait(120) == 0
     took = time.monotonic() - began
-    whole = final_state(tmp_path / "whole" / "checkpoints")
+    whole = final_state(tmp_path / "whole" / "checkpoints", 9)
     rng = random.Random(1)
     kills = 0
     for n in range(100):
@@ -172,7 +142,7 @@ def test_killed_at_twenty_random_moments_it_ends_bit_identical(experiment: Path,
                 process.wait()
                 kills += 1
         assert start(run).wait(120) == 0, (tmp_path / "log").read_text()[-3000:]
-        assert_same(final_state(run / "checkpoints"), whole)
+        assert_same(final_state(run / "checkpoints", 9), whole)
         if kills >= 20:
             break
     assert kills >= 20

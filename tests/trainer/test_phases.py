@@ -1,8 +1,6 @@
 """Phases: what trains, at which rate, from when; everything else is frozen, and a resume knows it all from the step."""
 
 import json
-import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +9,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from support.runs import After
 from support.speech import ctc_dict, make_corpus, recipe_dict, tdt_dict, write_experiment
 
 import trainer.loop
-from remote.rundir import EPOCH_ENV, RunDir
+from remote.rundir import RunDir
 from trainer.data.plan import Plan
 from trainer.errors import BadRecipe, StopAsked
 from trainer.optim import Optimiser
@@ -145,33 +144,11 @@ def test_other_phases_are_another_training() -> None:
 # ---- trainings
 
 
-@pytest.fixture(autouse=True)
-def _own_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    for name in ("PODCTL_VOLUME", EPOCH_ENV):
-        monkeypatch.delenv(name, raising=False)
-    before = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)}
-    yield
-    for s, handler in before.items():
-        signal.signal(s, handler)
-
-
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
     for name, n in (("train", 12), ("dev", 2), ("test", 2)):
         make_corpus(tmp_path / "corpus", n, seed=n, name=name)
     return tmp_path / "corpus"
-
-
-class After:
-    """Says stop from the n-th question on."""
-
-    def __init__(self, n: int) -> None:
-        self.left = n
-
-    def __call__(self) -> bool:
-        self.left -= 1
-        return self.left < 0
 
 
 def experiment(corpus: Path, phases: list, **sections: dict) -> Path:

@@ -6,13 +6,13 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import soundfile
 import torch
 from safetensors.torch import load_file
+from support.runs import After, lines
 from support.speech import RATE, make_corpus, recipe_dict, tone, write_experiment
 
 from remote.fence import Superseded, take_epoch
@@ -25,45 +25,12 @@ from trainer.train import train
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(autouse=True)
-def _own_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    for name in ("PODCTL_VOLUME", EPOCH_ENV):
-        monkeypatch.delenv(name, raising=False)
-    before = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)}
-    yield
-    for s, handler in before.items():
-        signal.signal(s, handler)
-
-
-@pytest.fixture
-def corpus(tmp_path: Path) -> Path:
-    for name, n in (("train", 20), ("dev", 4), ("test", 4)):
-        make_corpus(tmp_path / "corpus", n, seed=n, name=name)
-    return tmp_path / "corpus"
-
-
 def experiment(corpus: Path, name: str = "a.yaml", **sections: dict) -> Path:
     return write_experiment(corpus.parent / name, recipe_dict(corpus, **sections))
 
 
-class After:
-    """Says stop from the n-th question on."""
-
-    def __init__(self, n: int) -> None:
-        self.left = n
-
-    def __call__(self) -> bool:
-        self.left -= 1
-        return self.left < 0
-
-
 def weights(run: Path, step: int) -> dict[str, torch.Tensor]:
     return load_file(run / "checkpoints" / f"step-{step:08d}" / "model" / "model.safetensors")
-
-
-def lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def test_a_run_leaves_everything_that_was_promised(corpus: Path, tmp_path: Path) -> None:

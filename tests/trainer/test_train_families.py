@@ -1,17 +1,16 @@
 """One training of each family from file to report: resumed exactly, its vocabulary kept, its export reproducing."""
 
 import json
-import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from support.runs import After, lines
 from support.seq2seq import ASKED, KINDS, seq2seq_dict
-from support.speech import ctc_dict, make_corpus, tdt_dict, write_experiment
+from support.speech import ctc_dict, tdt_dict, write_experiment
 
-from remote.rundir import EPOCH_ENV, RunDir
+from remote.rundir import RunDir
 from trainer.__main__ import main
 from trainer.errors import BadRecipe, StopAsked
 from trainer.train import train
@@ -23,42 +22,9 @@ FAMILIES = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _own_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    for name in ("PODCTL_VOLUME", EPOCH_ENV):
-        monkeypatch.delenv(name, raising=False)
-    before = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)}
-    yield
-    for s, handler in before.items():
-        signal.signal(s, handler)
-
-
-@pytest.fixture
-def corpus(tmp_path: Path) -> Path:
-    for name, n in (("train", 20), ("dev", 4), ("test", 4)):
-        make_corpus(tmp_path / "corpus", n, seed=n, name=name)
-    return tmp_path / "corpus"
-
-
 def experiment(corpus: Path, family: str, name: str = "a.yaml", **sections: dict) -> Path:
     sections["model"] = {"letters": None, **sections.get("model", {})}
     return write_experiment(corpus.parent / name, FAMILIES[family](corpus, **sections))
-
-
-class After:
-    """Says stop from the n-th question on."""
-
-    def __init__(self, n: int) -> None:
-        self.left = n
-
-    def __call__(self) -> bool:
-        self.left -= 1
-        return self.left < 0
-
-
-def lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -5,7 +5,7 @@ Everything a batch holds is a function of its place in the plan, so threads and 
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 from trainer.data.manifest import Manifest
 from trainer.data.parquet import keep_groups
 from trainer.data.plan import Cut, Plan, cut, seed_of
+from trainer.data.pool import decoders
 from trainer.recipe.augment import Augment
 from trainer.recipe.base import Recipe
 from trainer.task import Bad, Batch, Draw, Example, Task
@@ -68,14 +69,16 @@ class StepLoader:
 
     def steps(self, first: int, end: int) -> Iterator[Step]:
         """Steps `first` … `end` - 1, decoded ahead by `data.workers` threads."""
-        with ThreadPoolExecutor(self._recipe.data.workers, "audio") as pool:
+        workers = self._recipe.data.workers
+        ahead = AHEAD if workers else 0
+        with decoders(workers, "audio") as pool:
             waiting: deque[tuple[int, int, list[Future[Loaded]]]] = deque()
             try:
-                for number in range(first, end + AHEAD):
+                for number in range(first, end + ahead):
                     if number < end:
                         epoch, micros = self.micros_of(number)
                         waiting.append((number, epoch, [pool.submit(_load, self._task, *m) for m in micros]))
-                    if len(waiting) > AHEAD or (number >= end and waiting):
+                    if len(waiting) > ahead or (number >= end and waiting):
                         yield _joined(*waiting.popleft())
             finally:
                 for _, _, futures in waiting:
@@ -143,7 +146,7 @@ def evaluation_batches(
     """Every example once, without chance, in homogeneous batches; ends early where `stop` says so."""
     sizes = [task.size(e, None) for e in examples]
     micros = [[examples[i] for i in m] for m in cut(sizes, Cut(micro_s))]
-    with ThreadPoolExecutor(workers, "audio") as pool:
+    with decoders(workers, "audio") as pool:
         waiting: deque[Future[Loaded]] = deque()
         for n in range(len(micros) + workers):
             if n < len(micros):

@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import numpy as np
 from remote.files import read_json, write_json
 from trainer.data.audio import RATE, read_audio
 from trainer.data.places import cache_root, data_root
+from trainer.data.pool import decoders
 from trainer.errors import AudioError, BadData
 from trainer.recipe.augment import Augment
 from trainer.recipe.base import Recipe
@@ -73,7 +73,7 @@ def open_noise(folder: Path, cache: Path, workers: int = 2) -> NoiseFolder:
     side = cache / "noise" / f"{hashlib.sha256(f'{digest}/{os.path.realpath(folder)}'.encode()).hexdigest()[:24]}.json"
     known = read_json(side)
     if known is None:
-        with ThreadPoolExecutor(workers, "noise") as pool:
+        with decoders(workers, "noise") as pool:
             heard = list(pool.map(lambda f: _hear(folder / f[0]), found))
         known = [[name, *h] for (name, _), h in zip(found, heard, strict=True)]
         side.parent.mkdir(parents=True, exist_ok=True)

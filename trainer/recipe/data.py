@@ -41,7 +41,12 @@ class Data(Section):
     limit_train: int | None = Field(default=None, gt=0, description="use only so many utterances of train")
     limit_dev: int | None = Field(default=None, gt=0, description="use only so many utterances of dev")
     limit_test: int | None = Field(default=None, gt=0, description="use only so many utterances of test")
-    workers: int = Field(default=2, ge=1, le=64, description="threads that decode audio ahead of the step")
+    workers: int = Field(
+        default=2,
+        ge=0,
+        le=64,
+        description="threads that decode audio ahead of the step; 0: none, the loop's own thread does, for debuggers",
+    )
     cache_gb: float = Field(
         default=20.0,
         ge=0,
