@@ -119,12 +119,13 @@ def test_a_plan_says_what_the_training_then_is(corpus: Path, family: str) -> Non
 
 def test_each_phase_is_told_by_itself(corpus: Path) -> None:
     phases = [{"from_epoch": 0, "train": ["decoder"]}, {"from_epoch": 0.5, "train": "all"}]
-    first, second = planned(corpus, phases=phases).phases
+    plan = planned(corpus, phases=phases)
+    first, second = plan.phases
     assert list(first.trained) == ["decoder"]
     assert list(second.trained) == ["encoder", "decoder"]
     assert first.gradients_gb < second.gradients_gb
     assert first.lengths[0].activations_gb < second.lengths[0].activations_gb, "nothing is kept of a frozen encoder"
-    said = "\n".join(lines_of(planned(corpus, phases=phases)))
+    said = "\n".join(lines_of(plan))
     assert "phase 1: decoder" in said
     assert "phase 2: encoder" in said
 
