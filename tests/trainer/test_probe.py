@@ -263,7 +263,10 @@ def test_without_a_trial_auto_is_what_it_always_was() -> None:
 
 
 def test_a_trial_leaves_chance_gradients_and_state_as_they_were(corpus: Path) -> None:
-    training = make_training(corpus, "parakeet", loop={"try_memory": "always", "steps": 1}, precision="fp32")
+    scratch = make_training(corpus, "parakeet").recipe.model_dump()["model"]["from_scratch"]
+    model = {"from_scratch": {**scratch, "dropout": 0.1}}
+    loop = {"try_memory": "always", "steps": 1}
+    training = make_training(corpus, "parakeet", loop=loop, model=model, precision="fp32")
     seen: list[Any] = []
 
     def look() -> list[Any]:
