@@ -51,7 +51,8 @@ def weigh(
     batches = [_batch(task, parts, n, padded_s, tokens) for n in (1, 2)]
     one, two = (saved_bytes(task, parts, precision, b) + _again(task, parts, precision, b) for b in batches)
     flops = _flops(task, parts, precision, batches[0], is_checkpointed)
-    return Weight(max(0, 2 * one - two), two - one, flops)
+    casts = _cast_bytes(parts.module) if is_checkpointed and precision in DTYPES else 0
+    return Weight(max(0, 2 * one - two) + casts, two - one, flops)
 
 
 def saved_bytes(task: Task[Any, Any], parts: Parts, precision: str, batch: Batch) -> int:
@@ -69,6 +70,12 @@ def saved_bytes(task: Task[Any, Any], parts: Parts, precision: str, batch: Batch
         losses = task.losses(parts.module, batch)
     assert all(v.shape == (len(batch.ids),) for v in losses.values())
     return sum(s.nbytes() for s in kept.values())
+
+
+def _cast_bytes(module: nn.Module) -> int:
+    """Of matrices in half precision: autocast holds them all through a pass, checkpointed or not."""
+    layers = [m for m in module.modules() if isinstance(m, nn.Linear | nn.Conv1d | nn.Conv2d)]
+    return sum(2 * m.weight.numel() for m in layers if m.weight.requires_grad)
 
 
 def _again(task: Task[Any, Any], parts: Parts, precision: str, batch: Batch) -> int:

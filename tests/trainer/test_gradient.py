@@ -49,7 +49,7 @@ def one_step(corpus: Path, family: str, direction: str) -> tuple[Callable[[int],
     return of, memory
 
 
-@pytest.mark.parametrize("every", [20, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [60, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 @pytest.mark.parametrize("family", ["whisper", "parakeet", "tdt"])
 def test_wherever_memory_runs_out_the_gradient_is_the_same(
@@ -68,6 +68,7 @@ def test_wherever_memory_runs_out_the_gradient_is_the_same(
     assert max(float(g.abs().max()) for g in expected.values()) > 1e-3, "equal to nothing would prove nothing"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_training_whose_memory_runs_out_ends_where_any_other_does(corpus: Path, family: str) -> None:
     plain, training = make_training(corpus, family), make_training(corpus, family)
@@ -139,7 +140,9 @@ def test_nothing_of_a_step_that_failed_is_held_when_it_is_done_again(corpus: Pat
     assert max(alive) == 0
 
 
-@pytest.mark.parametrize("family", ["whisper", "parakeet", "wav2vec2"])
+@pytest.mark.parametrize(
+    "family", ["whisper", *(pytest.param(f, marks=pytest.mark.slow) for f in ("parakeet", "wav2vec2"))]
+)
 def test_a_step_that_is_done_again_meets_the_same_chance(corpus: Path, family: str) -> None:
     """With dropout, where the cut stays: not one bit differs."""
     scratch = dict(make_training(corpus, family).recipe.model_dump()["model"]["from_scratch"])

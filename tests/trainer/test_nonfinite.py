@@ -88,7 +88,7 @@ def test_without_a_scale_every_lost_gradient_counts_and_a_whole_step_forgives(co
     assert (training.state.skipped, training.state.skipped_in_a_row, training.state.step) == (4, 0, 6)
 
 
-@pytest.mark.parametrize("family", ["whisper", "wav2vec2", "tdt"])
+@pytest.mark.parametrize("family", ["whisper", *(pytest.param(f, marks=pytest.mark.slow) for f in ("wav2vec2", "tdt"))])
 def test_a_lost_loss_skips_its_step_is_named_and_can_be_looked_into(
     corpus: Path, family: str, caplog: pytest.LogCaptureFixture
 ) -> None:

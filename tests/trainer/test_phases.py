@@ -182,13 +182,13 @@ def test_what_is_closed_stays_bit_for_bit_and_has_no_gradient_state_or_dropout(
     seen = []
     real = Optimiser.step
 
-    def step(self: Optimiser):
+    def step(self: Optimiser, *lost: torch.Tensor):
         named = self.named()
         with_grad = {"encoder" if "encoder." in n else "decoder" for n, p in named.items() if p.grad is not None}
         rates = {g["name"]: g["lr"] for g in self.adamw.param_groups}
         in_training = {type(m).__name__ for m in module[0].modules() if m.training}
         seen.append((with_grad, rates, in_training))
-        return real(self)
+        return real(self, *lost)
 
     module = []
     real_open = trainer.loop.open_phase

@@ -43,8 +43,11 @@ def really_saved(task: Any, parts: Any, batch: Any, *, half: bool) -> int:
     return sum(s.nbytes() for s in kept.values())
 
 
+SLOWER = [pytest.param(f, marks=pytest.mark.slow) for f in ALL if f not in ("whisper", "wav2vec2")]
+
+
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("family", ALL)
+@pytest.mark.parametrize("family", ["whisper", "wav2vec2", *SLOWER])
 def test_activations_are_counted_as_torch_keeps_them(corpus: Path, family: str, checkpointing: bool) -> None:
     """To a hundredth in float32. How an LSTM keeps its steps is its kernel's affair: there it is an eighth."""
     model = {} if family == "wavlm" else {"attention": "sdpa"}
@@ -68,6 +71,7 @@ def test_activations_are_counted_as_torch_keeps_them(corpus: Path, family: str, 
     assert weight.flops_an_utterance > 0
 
 
+@pytest.mark.slow
 def test_half_precision_keeps_less_and_checkpointing_still_less(corpus: Path) -> None:
     found = []
     for precision, checkpointing in (("fp32", False), ("bf16", False), ("bf16", True)):
@@ -87,7 +91,7 @@ def planned(corpus: Path, family: str = "whisper", **sections: Any) -> TrainingP
     return make_plan(parse_recipe({**ALL[family](corpus, **sections), "phases": phases}))
 
 
-@pytest.mark.parametrize("family", ["whisper", "parakeet", "tdt"])
+@pytest.mark.parametrize("family", ["whisper", *SLOWER[:-1]])
 def test_a_plan_says_what_the_training_then_is(corpus: Path, family: str) -> None:
     plan = planned(corpus, family, averaging={"ema": 0.9}, loop={"epochs": 2.5, "steps": None})
     training = make_training(corpus, family, loop={"epochs": 2.5, "steps": None, "step_utts": 4}, precision="fp32")
@@ -115,17 +119,18 @@ def test_a_plan_says_what_the_training_then_is(corpus: Path, family: str) -> Non
 
 def test_each_phase_is_told_by_itself(corpus: Path) -> None:
     phases = [{"from_epoch": 0, "train": ["decoder"]}, {"from_epoch": 0.5, "train": "all"}]
-    first, second = planned(corpus, phases=phases).phases
+    plan = planned(corpus, phases=phases)
+    first, second = plan.phases
     assert list(first.trained) == ["decoder"]
     assert list(second.trained) == ["encoder", "decoder"]
     assert first.gradients_gb < second.gradients_gb
     assert first.lengths[0].activations_gb < second.lengths[0].activations_gb, "nothing is kept of a frozen encoder"
-    said = "\n".join(lines_of(planned(corpus, phases=phases)))
+    said = "\n".join(lines_of(plan))
     assert "phase 1: decoder" in said
     assert "phase 2: encoder" in said
 
 
-@pytest.mark.parametrize("kind", [None, "lora", "dora", "qlora"])
+@pytest.mark.parametrize("kind", ["qlora", *(pytest.param(k, marks=pytest.mark.slow) for k in (None, "lora", "dora"))])
 def test_a_trained_model_is_planned_from_its_configuration_alone(
     corpus: Path, tmp_path: Path, kind: str | None
 ) -> None:
@@ -145,6 +150,7 @@ def test_a_trained_model_is_planned_from_its_configuration_alone(
         assert plan.phases[0].gradients_gb < 0.5 * plan.phases[0].weights_gb
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_said(corpus: Path) -> None:
     """A model of 2.4 milliard weights takes 38 GB to train, whatever the batch; nothing of it is ever allocated."""
     scratch = {"d_model": 4096, "encoder_layers": 6, "decoder_layers": 6, "heads": 32, "ffn": 16384, "window_s": 30}

@@ -11,6 +11,7 @@ import pytest
 import torch
 from support.speech import make_corpus
 from support.training import Book, furthest, make_training, weights_of
+from support.two_ranks import on_two_ranks
 
 from trainer.data.plan import Cut
 from trainer.errors import OutOfMemory
@@ -58,7 +59,7 @@ def lengths(*padded_s: float, most: int = 64) -> list[LengthClass]:
 @pytest.mark.parametrize("most", [1, 2, 7, 64, 1000])
 @pytest.mark.parametrize("first", [1, 5, 300])
 def test_the_largest_that_fits_is_found_to_an_eighth_with_few_questions(most: int, first: int) -> None:
-    for limit in range(1200):
+    for limit in [*range(40), 63, 64, 65, 299, 300, 301, 512, 999, 1000, 1100]:
         asked: list[int] = []
         found = largest(lambda n, limit=limit, asked=asked: (asked.append(n), n <= limit)[1], most, first)  # type: ignore[misc]
         best = min(limit, most)
@@ -162,6 +163,7 @@ def test_memory_is_tried_where_there_is_something_to_find(asked: Any, device: st
 # ---- from the manifest
 
 
+@pytest.mark.slow
 def test_every_length_that_a_training_meets_is_a_class_with_its_longest_transcript(corpus: Path) -> None:
     augment = {"speed": [0.9, 1.0, 1.1], "join_p": 0.5}
     for family in ("whisper", "parakeet"):
@@ -227,7 +229,9 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", ["live statistics", *(pytest.param(c, marks=pytest.mark.slow) for c in CASES if c[0] != "l")]
+)
 def test_a_training_is_bit_identical_with_the_trial_and_without(corpus: Path, case: str) -> None:
     how = dict(CASES[case])
     scratch = make_training(corpus, how["family"]).recipe.model_dump()["model"]["from_scratch"]
@@ -259,7 +263,10 @@ def test_without_a_trial_auto_is_what_it_always_was() -> None:
 
 
 def test_a_trial_leaves_chance_gradients_and_state_as_they_were(corpus: Path) -> None:
-    training = make_training(corpus, "parakeet", loop={"try_memory": "always", "steps": 1}, precision="fp32")
+    scratch = make_training(corpus, "parakeet").recipe.model_dump()["model"]["from_scratch"]
+    model = {"from_scratch": {**scratch, "dropout": 0.1}}
+    loop = {"try_memory": "always", "steps": 1}
+    training = make_training(corpus, "parakeet", loop=loop, model=model, precision="fp32")
     seen: list[Any] = []
 
     def look() -> list[Any]:
@@ -276,7 +283,6 @@ def test_a_trial_leaves_chance_gradients_and_state_as_they_were(corpus: Path) ->
 def test_a_resumed_training_tries_again_and_goes_on_as_it_would_have(corpus: Path) -> None:
     plain, first = (make_training(corpus, precision="fp32", loop={"steps": 6}) for _ in range(2))
     plain.run()
-    first.max_steps_run = 3  # type: ignore[attr-defined]
     stop = iter([False] * 3 + [True] * 99)
     first.stop_asked = lambda: next(stop)
     with pytest.raises(Exception, match="saved"):
@@ -311,10 +317,24 @@ def test_what_the_trial_learns_the_first_step_knows(corpus: Path) -> None:
     assert furthest(weights_of(plain), weights_of(training)) < 1e-9
 
 
+@pytest.mark.slow
+def test_two_ranks_of_which_one_has_less_memory_find_it_out_together(corpus: Path, tmp_path: Path) -> None:
+    sections = {"loop": {"steps": 3, "step_utts": 16, "try_memory": "always"}}
+    plain = make_training(corpus, loop={"steps": 3, "step_utts": 16})
+    plain.run()
+    memory = {"n": 2, "at": 9, "direction": "backward"}
+    said, weights, log = on_two_ranks(tmp_path, corpus=str(corpus), memory=memory, sections=sections)
+    assert [s["ended"] for s in said] == ["", ""], log
+    assert said[1]["times"] >= 1
+    assert "the step is done again" not in log
+    for mine in weights:
+        assert furthest(weights_of(plain), mine) < 1e-9
+
+
 # ---- evaluation
 
 
-@pytest.mark.parametrize("family", ["whisper", "wav2vec2", "tdt"])
+@pytest.mark.parametrize("family", ["whisper", *(pytest.param(f, marks=pytest.mark.slow) for f in ("wav2vec2", "tdt"))])
 def test_a_batch_that_does_not_fit_is_decoded_in_halves_and_says_the_same(corpus: Path, family: str) -> None:
     training = make_training(corpus, family, loop={"steps": 1, "step_utts": 24}, precision="fp32")
     (step,) = training.loader.steps(0, 1)

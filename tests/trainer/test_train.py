@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import soundfile
@@ -20,6 +21,7 @@ from remote.rundir import EPOCH_ENV, RunDir, parse_progress
 from trainer.__main__ import main
 from trainer.checkpoint import complete_checkpoints
 from trainer.errors import BadData, BadRecipe, Diverged, StopAsked
+from trainer.tasks.whisper import WhisperTask
 from trainer.train import train
 
 ROOT = Path(__file__).parents[2]
@@ -165,6 +167,34 @@ def test_a_training_that_diverges_gives_up_with_its_last_checkpoint_whole(corpus
     with pytest.raises(Diverged, match="3 steps in a row"):
         train(experiment(corpus, optim={"lr": 1e30, "clip_norm": 1e30, "warmup_share": 0}, **sections), run)
     assert complete_checkpoints(run.checkpoints)
+    kept = [torch.load(f, weights_only=True) for f in sorted(run.nonfinite.iterdir())]
+    assert 1 <= len(kept) <= 5
+    assert all(k["recipe"]["task"] == "whisper" and not k["losses"]["ce"].isfinite().all() for k in kept)
+
+
+def test_a_run_that_memory_ended_says_so_and_resumes(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where the GPU of the second attempt is larger, or the recipe was changed as it was told."""
+    argv = ["train", str(experiment(corpus, loop={"save_every_steps": 1})), "--run-dir", str(tmp_path / "run")]
+    losses, n = WhisperTask.losses, [0]
+
+    def small(task: WhisperTask, module: torch.nn.Module, batch: Any) -> dict[str, torch.Tensor]:
+        n[0] += len(batch.ids)
+        if n[0] > 12:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return losses(task, module, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(WhisperTask, "losses", small)
+        assert main(argv) == 1
+    said = capsys.readouterr().err
+    assert "is too much for this device's memory" in said
+    assert "→ set loop.gradient_checkpointing: true" in said
+    done = complete_checkpoints(tmp_path / "run" / "checkpoints")[-1].step
+    assert 1 <= done < 6
+    assert main(argv) == 0
+    assert complete_checkpoints(tmp_path / "run" / "checkpoints")[-1].step == 6
 
 
 def test_patience_ends_a_training_that_no_longer_gets_better(corpus: Path, tmp_path: Path) -> None:
