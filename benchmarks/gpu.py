@@ -6,7 +6,7 @@ python benchmarks/gpu.py --device cpu --tiny      a smoke test of seconds; its f
 
 Weights are random and sound is generated: nothing is downloaded. Whisper runs in the trainer's own loop, from files to
 the optimiser; Qwen3-ASR is driven directly, from features that lie on the device. Each case has a process of its own.
-MFU: trainer/flops.py's operations of a step, by its seconds, by the peak of benchmarks/lib/peaks.py.
+MFU: trainer/flops.py's operations of a step, by its seconds, by the peak of trainer/peaks.py.
 """
 
 import argparse
@@ -131,7 +131,8 @@ class Ready:
 
 def _case(args: argparse.Namespace) -> dict[str, Any]:
     import torch
-    from lib.peaks import peak_of
+
+    from trainer.peaks import peak_of
 
     torch.set_num_threads(args.threads)
     model, mode, place = args.case.split(" ", 2)
@@ -153,7 +154,7 @@ def _case(args: argparse.Namespace) -> dict[str, Any]:
         "clips": args.batch,
         "clip_s": args.clip_s,
         "flops": ready.flops(),
-        "peak_flops": peak[0] if peak else 0.0,
+        "peak_flops": peak.half if peak else 0.0,
         "peak_gb": torch.cuda.max_memory_allocated() / 1e9 if is_cuda else 0.0,
     }
 

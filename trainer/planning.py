@@ -15,6 +15,7 @@ from trainer.data.loader import StepLoader
 from trainer.data.sets import open_data
 from trainer.errors import BadData, BadRecipe
 from trainer.nf4 import n_weights
+from trainer.peaks import PEAKS
 from trainer.phases import set_modes
 from trainer.probe import MARGIN, LengthClass, length_classes, thinned
 from trainer.recipe.base import Recipe
@@ -25,16 +26,7 @@ from trainer.weighing import META, Weight, bytes_of, weigh
 log = logging.getLogger(__name__)
 
 GPUS_GB = (16, 24, 40, 48, 80, 141)
-# peak of dense matrices, 10^12 operations a second, by their makers: half precision, TF32
-PEAKS = {
-    "T4": (65.0, 8.1),
-    "L4": (121.0, 60.0),
-    "RTX 4090": (165.0, 82.6),
-    "L40S": (362.0, 183.0),
-    "A100": (312.0, 156.0),
-    "H100": (989.0, 494.0),
-    "H200": (989.0, 494.0),
-}
+PLANNED_FOR = ("T4", "L4", "RTX 4090", "L40S", "A100", "H100", "B200")
 REACHED = 0.4  # of that peak
 CONTEXT_GB = 0.8  # CUDA's own, and its libraries' workspaces
 WEIGHED = 5  # lengths: each takes some passes in Python through every layer
@@ -232,8 +224,8 @@ def _steps(
     known = sorted(weights)
     flops = sum(c.mean * weights[min(known, key=lambda s: abs(s - c.padded_s))].flops_an_utterance for c in classes)
     steps = loader.plan.max_steps
-    kind = 0 if precision in ("bf16", "fp16") else 1
-    hours = {name: flops * steps / (REACHED * peaks[kind] * 1e12) / 3600 for name, peaks in PEAKS.items()}
+    peaks = {name: PEAKS[name].half if precision in ("bf16", "fp16") else PEAKS[name].single for name in PLANNED_FOR}
+    hours = {name: flops * steps / (REACHED * peak) / 3600 for name, peak in peaks.items()}
     share = max(0.0, 1 - audio_s / padded_s)
     return Steps(steps, loader.plan.epoch_at(steps), len(durations_s), audio_s, share, flops, hours)
 

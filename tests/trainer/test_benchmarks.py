@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from trainer.peaks import peak_of
+
 ROOT = Path(__file__).parents[2]
 BENCHMARKS = ROOT / "benchmarks"
 
@@ -17,12 +19,11 @@ BENCHMARKS = ROOT / "benchmarks"
 def lib(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The modules that the programs share, found as they find them."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    import lib.peaks
     import lib.qwen
     import lib.timing
     import lib.words
 
-    return SimpleNamespace(peaks=lib.peaks, qwen=lib.qwen, timing=lib.timing, words=lib.words)
+    return SimpleNamespace(qwen=lib.qwen, timing=lib.timing, words=lib.words)
 
 
 def said(program: str, *argv: str) -> str:
@@ -51,12 +52,13 @@ def test_word_errors_are_compared_utterance_by_utterance(lib: Any) -> None:
     assert 0.1 < low < 0.25 < high < 0.4
 
 
-def test_a_peak_is_the_device_s_own_or_none(lib: Any) -> None:
-    assert lib.peaks.peak_of("NVIDIA H100 80GB HBM3")[0] == 989e12
-    assert lib.peaks.peak_of("NVIDIA H100 PCIe")[0] == 756e12
-    assert lib.peaks.peak_of("NVIDIA L40S")[0] == 362e12
-    assert lib.peaks.peak_of("NVIDIA L4")[0] == 121e12
-    assert lib.peaks.peak_of("some other card") is None
+def test_a_peak_is_the_device_s_own_or_none() -> None:
+    found = {name: peak_of(f"NVIDIA {name}") for name in ("H100 80GB HBM3", "H100 PCIe", "L40S", "L4", "Tesla T4")}
+    assert {name: p.half / 1e12 for name, p in found.items() if p} == {
+        "H100 80GB HBM3": 989, "H100 PCIe": 756, "L40S": 362, "L4": 121, "Tesla T4": 65,
+    }  # fmt: skip
+    assert found["L4"].single == found["L4"].half / 2
+    assert peak_of("some other card") is None
 
 
 def test_qwen_s_arithmetic_is_counted_to_the_last_operation(lib: Any) -> None:
