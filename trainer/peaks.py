@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Peak:
-    """`half`: of bf16, or of fp16 where there is no bf16; `single`: of float32's matrices, as TF32 where there is it."""
+    """`half`: of bf16, or of fp16 where there is no bf16; `single`: of float32, by TF32 where there is it."""
 
     half: float
     single: float
