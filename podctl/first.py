@@ -45,7 +45,6 @@ train:
   loop:
     steps: 500                    # or epochs: 3
     step_utts: 32                 # the step is defined by data
-    micro_s: 120                  # seconds that fit into memory at once; changes nothing but the speed
     precision: bf16
     seed: 1
   eval:
