@@ -49,6 +49,9 @@ class Gradient:
 
     def open(self) -> None:
         """For what trains from here on: over several ranks just those parameters' gradients are joined."""
+        if self.optimiser.sharded:
+            self._losses = self.optimiser.sharded.root
+            return
         losses = LossModule(self.task, self.parts.module)
         if self.recipe.loop.compile:
             losses.compile()
@@ -83,6 +86,7 @@ class Gradient:
         sums: dict[str, Tensor] = {}
         failed = None
         joined = self.optimiser.joined
+        n_idle = self.machine.largest(len(step.micros)) - len(step.micros) if self.optimiser.sharded else 0
         for n, micro in enumerate(step.micros):
             if joined and n == len(step.micros) - 1:
                 joined.begin_last()
@@ -95,19 +99,29 @@ class Gradient:
                 break
             for k, v in losses.items():
                 sums[k] = sums[k] + v if k in sums else v
+        for _ in range(n_idle):
+            self._take_part()
         if failed:
             free_memory(self.machine.device)
         if joined:
-            joined.finish()
+            with self.machine.together():
+                joined.finish()
         return sums, failed
 
     def _backward(self, micro: Micro, share_of: Mapping[str, float]) -> dict[str, Tensor]:
         batch = self.task.prepare(micro.batch.to(self.machine.device), self.parts, True)
-        with self.machine.autocast():
+        with self.machine.autocast(), self.machine.together():
             losses = self._losses(batch)
             total = torch.stack([losses[k].sum() * share_of[k] for k in losses]).sum()
             self.optimiser.backward(total)
         return {k: v.detach().sum() for k, v in losses.items()}
+
+    def _take_part(self) -> None:
+        """A pass that adds nothing: where weights are dealt, the passes of others take all ranks."""
+        batch = self.task.prepare(self.task.dummy(1, 1.0, 1).to(self.machine.device), self.parts, True)
+        with self.machine.autocast(), self.machine.together():
+            losses = self._losses(batch)
+            self.optimiser.backward(torch.stack([losses[k].sum() * 0.0 for k in losses]).sum())
 
     def _agreed(self, failed: Micro | None) -> bool:
         """Whether every rank is done; else all of them know a finer cut, the same one."""

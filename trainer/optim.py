@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from trainer.ranks import Joined
 from trainer.recipe.optim import Optim
+from trainer.sharded import Sharded, whole_norm
 
 
 def schedule_at(step: int, warmup_steps: int, max_steps: int, how: Optim) -> float:
@@ -29,6 +30,7 @@ class Optimiser:
     how: Optim
     scaler: torch.amp.GradScaler | None = None
     joined: Joined | None = None  # gradients of several ranks
+    sharded: Sharded | None = None  # or these, with their weights, in parts
 
     def join(self) -> None:
         """From here on the gradients of what trains now are added over all ranks, and no others."""
@@ -53,6 +55,7 @@ class Optimiser:
         if self.scaler:
             self.scaler.unscale_(self.adamw)
         norm = torch.nn.utils.clip_grad_norm_(self.named().values(), self.how.clip_norm, foreach=True)
+        norm = whole_norm(norm)
         skipped = (~torch.isfinite(norm)).float()
         if self.scaler:
             self.scaler.step(self.adamw)
@@ -79,6 +82,8 @@ class Optimiser:
         """Give its memory back: the training is over."""
         if self.joined:
             self.joined.close()
+        if self.sharded:
+            self.sharded.forget()
         self.adamw.state.clear()
         self.adamw.param_groups.clear()
         self.groups.clear()

@@ -5,6 +5,7 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,6 +19,7 @@ from trainer.data.sets import DataSets, open_data
 from trainer.desk import Desk, write_quarantine
 from trainer.ema import Ema
 from trainer.errors import BadData, BadRecipe
+from trainer.gradient import LossModule
 from trainer.logbook import Logbook, ProgressFile
 from trainer.loop import State, Training
 from trainer.machine import Machine, placed, start_machine
@@ -25,7 +27,9 @@ from trainer.nf4 import n_weights
 from trainer.optim import Optimiser, make_optimiser
 from trainer.recipe.base import Recipe
 from trainer.recipe.load import changes, load_recipe, parse_recipe
-from trainer.task import make_task
+from trainer.sharded import Sharded
+from trainer.task import Parts, Task, make_task
+from trainer.together import leave
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +45,7 @@ def train(file: Path, run: RunDir, *, debug: bool = False, stop: Callable[[], bo
         recipe = recipe.debugged()
     stop = stop or StopFlag().is_set
     machine = start_machine(recipe.loop)
+    stop = machine.any_asked(stop)
     fence = _fence(run, machine)
     progress = ProgressFile(run.progress, recipe.loop.steps or 0) if machine.is_first else None
     if progress:
@@ -55,9 +60,13 @@ def train(file: Path, run: RunDir, *, debug: bool = False, stop: Callable[[], bo
     resumed = _newest(run, recipe, data)
     task = make_task(recipe)
     torch.manual_seed(recipe.loop.seed)
-    parts = placed(task.build(resumed.model if resumed else None), machine)
+    parts = task.build(resumed.model if resumed else None)
+    sharded = _sharded(task, parts, recipe, machine)
+    if sharded is None:
+        parts = placed(parts, machine)
     depths = task.depths(parts.module) if recipe.optim.layer_decay < 1 else None
     optimiser = make_optimiser(parts.module, task.groups(parts.module), recipe.optim, machine.precision, depths)
+    optimiser.sharded = sharded
     ema = Ema(recipe.averaging.ema) if recipe.averaging.ema is not None else None
     log.info("%.3f M weights", n_weights(parts.module) / 1e6)
     state = _restore(resumed, optimiser, ema, machine) if resumed else State()
@@ -88,6 +97,7 @@ def train(file: Path, run: RunDir, *, debug: bool = False, stop: Callable[[], bo
         if progress:
             progress.update(phase="evaluate")
         desk.finish(book)
+        leave()
     finally:
         if book:
             book.close()
@@ -106,6 +116,17 @@ class StopFlag:
 
     def _on_signal(self, *_: object) -> None:
         self._set = True
+
+
+def _sharded(task: Task[Any, Any], parts: Parts, recipe: Recipe, machine: Machine) -> Sharded | None:
+    """The parts on this machine with their weights dealt to all ranks, where the recipe asks for it."""
+    if not recipe.loop.shard or machine.world == 1:
+        return None
+    if machine.precision == "fp64":
+        parts.module.double()
+    for module in parts.frozen.values():
+        machine.place(module).eval().requires_grad_(False)
+    return Sharded(LossModule(task, parts.module), parts.module, machine)
 
 
 def _fence(run: RunDir, machine: Machine) -> Fence:
@@ -135,10 +156,14 @@ def _newest(run: RunDir, recipe: Recipe, data: DataSets) -> Checkpoint | None:
 
 
 def _restore(checkpoint: Checkpoint, optimiser: Optimiser, ema: Ema | None, machine: Machine) -> State:
-    state = torch.load(checkpoint.state / "optimizer.pt", map_location=machine.device, weights_only=True)
-    optimiser.load_state_dict(state)
+    def read(name: str) -> Any:
+        if optimiser.sharded:  # from the disk, this rank's part alone
+            return optimiser.sharded.dealt(torch.load(checkpoint.state / name, mmap=True, weights_only=True))
+        return torch.load(checkpoint.state / name, map_location=machine.device, weights_only=True)
+
+    optimiser.load_state_dict(read("optimizer.pt"))
     if ema:
-        ema.load_state_dict(torch.load(checkpoint.state / "ema.pt", map_location=machine.device, weights_only=True))
+        ema.load_state_dict(read("ema.pt"))
     return State(**read_json(checkpoint.state / "state.json")["state"])
 
 
