@@ -8,6 +8,7 @@ import errno
 import json
 import logging
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -249,4 +250,7 @@ def _ranks(text: str) -> str | int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    for s in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(s, signal.SIG_IGN)  # Python's last act is to put the default back: it would make 143 of 75
+    sys.exit(code)

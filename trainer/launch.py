@@ -83,7 +83,8 @@ def launch(argv: Sequence[str], ranks: Ranks, threads: int) -> int:
         for rank in running:
             rank.signal(number)
 
-    before = {s: signal.signal(s, pass_on) for s in (signal.SIGTERM, signal.SIGINT)}
+    for s in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(s, pass_on)  # to the end: one that comes while the verdict is told changes nothing
     try:
         for local in range(ranks.here):
             env = {**_environment(ranks, local, port, threads), ALIVE_ENV: str(alive_r)}
@@ -98,8 +99,6 @@ def launch(argv: Sequence[str], ranks: Ranks, threads: int) -> int:
     finally:
         for rank in running:
             rank.kill()
-        for s, handler in before.items():
-            signal.signal(s, handler)
         os.close(alive_r)
         os.close(alive_w)
         if listening is not None:
