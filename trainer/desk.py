@@ -189,29 +189,18 @@ class Desk:
             shutil.rmtree(self.run.export)
         os.rename(beside, self.run.export)
 
-    def _contents(self) -> "_Contents | None":
+    def _contents(self) -> "Contents | None":
         """What rank 0 saves; where it is dealt to all ranks, they gather it there. None on the others."""
         ema, sharded = self.ema.state_dict() if self.ema else None, self.optimiser.sharded
-        contents = _Contents(self.parts.module, self.optimiser.state_dict(), ema)
+        state = dataclasses.asdict(self.state)
+        contents = Contents(self.parts.module, self.optimiser.state_dict(), ema, state)
         if sharded:
             module = sharded.whole_on_first() or contents.module
-            contents = _Contents(module, sharded.gathered(contents.optimiser), sharded.gathered(ema))
+            contents = Contents(module, sharded.gathered(contents.optimiser), sharded.gathered(ema), state)
         return contents if self.machine.is_first else None
 
-    def _write(self, directory: Path, contents: "_Contents") -> None:
-        self.task.save(contents.module, directory / "model")
-        torch.save(contents.optimiser, directory / "state" / "optimizer.pt")
-        if contents.ema is not None:
-            torch.save(contents.ema, directory / "state" / "ema.pt")
-        write_json(
-            directory / "state" / "state.json",
-            {
-                "state": dataclasses.asdict(self.state),
-                "recipe": self.recipe.model_dump(mode="json"),
-                "data_sha256": self.data.sha256,
-                "world": self.machine.world,
-            },
-        )
+    def _write(self, directory: Path, contents: "Contents") -> None:
+        write_contents(directory, contents, self.task, self.recipe, self.data, self.machine)
 
     def _write_dev(self, result: Evaluation, weights: str) -> None:
         self.run.reports.mkdir(parents=True, exist_ok=True)
@@ -242,12 +231,31 @@ class Desk:
 
 
 @dataclass(frozen=True)
-class _Contents:
-    """Of a checkpoint."""
+class Contents:
+    """Of a checkpoint, whole."""
 
     module: nn.Module
     optimiser: Mapping[str, Any]
     ema: Mapping[str, Any] | None
+    state: Mapping[str, Any]
+
+
+def write_contents(
+    directory: Path, contents: Contents, task: Task[Any, Any], recipe: Recipe, data: DataSets, machine: Machine
+) -> None:
+    task.save(contents.module, directory / "model")
+    torch.save(contents.optimiser, directory / "state" / "optimizer.pt")
+    if contents.ema is not None:
+        torch.save(contents.ema, directory / "state" / "ema.pt")
+    write_json(
+        directory / "state" / "state.json",
+        {
+            "state": dict(contents.state),
+            "recipe": recipe.model_dump(mode="json"),
+            "data_sha256": data.sha256,
+            "world": machine.world,
+        },
+    )
 
 
 def run_provenance(run: RunDir) -> dict[str, Any]:

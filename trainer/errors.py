@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from remote.mistakes import Mistake
 
 EXIT_ALONE = 69  # of a rank whose fellow is gone: not the cause of anything
+EXIT_SMALLER = 70  # of ranks that are to be started again, with batches cut finer
 
 
 class TrainerError(Exception):

@@ -99,6 +99,9 @@ class Gradient:
                 break
             for k, v in losses.items():
                 sums[k] = sums[k] + v if k in sums else v
+        if failed and self.optimiser.sharded:
+            _check_divisible(failed)
+            self.optimiser.sharded.begin_anew(failed.padded_s, len(failed.examples) // 2)
         for _ in range(n_idle):
             self._take_part()
         if failed:
@@ -137,10 +140,7 @@ class Gradient:
         found = self.machine.gathered([(failed.padded_s, len(failed.examples))] if failed else [])
         for padded_s, n in found:
             if n == 1:
-                raise OutOfMemory(
-                    f"one utterance of {padded_s:g} s is too much for this device's memory",
-                    "set loop.gradient_checkpointing: true, train adapters, or lower data.max_s",
-                )
+                raise _too_long(padded_s)
             self.loader.cut.learn(padded_s, n // 2)
         worst = max(found)
         log.warning(
@@ -148,6 +148,18 @@ class Gradient:
             *reversed(worst),
         )
         return False
+
+
+def _check_divisible(failed: Micro) -> None:
+    if len(failed.examples) == 1:
+        raise _too_long(failed.padded_s)
+
+
+def _too_long(padded_s: float) -> OutOfMemory:
+    return OutOfMemory(
+        f"one utterance of {padded_s:g} s is too much for this device's memory",
+        "set loop.gradient_checkpointing: true, train adapters, or lower data.max_s",
+    )
 
 
 def is_out_of_memory(e: BaseException) -> bool:

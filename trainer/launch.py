@@ -18,13 +18,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer.errors import EXIT_ALONE, BadRecipe
+from trainer.errors import EXIT_ALONE, EXIT_SMALLER, BadRecipe
 from trainer.nodes import Nodes, interfaces_for
 
 LISTEN_ENV = "TRAINER_LISTEN_FD"  # rank 0's: the socket at MASTER_PORT, bound here, so that nobody else can take it
 ALIVE_ENV = "TRAINER_ALIVE_FD"  # the end of a pipe that is closed when the launcher is gone, however it went
 SAVED = 75
 LOOK_S = 0.05
+PIECES_S = 400.0  # for ranks that write what they hold, because another's memory ran out
+MOST_STARTS = 6
 LAST_LINES = 20  # of a rank that failed
 ENDING_S = 15.0  # for ranks whose fellow died, to say so and leave
 SAVING_S = 120.0  # for ranks whose launcher died, or whose fellow left in order
@@ -73,6 +75,15 @@ def count_gpus(device: str) -> int | None:
 
 def launch(argv: Sequence[str], ranks: Ranks, threads: int) -> int:
     """Run `trainer ARGV` once a rank; the exit code of all of them together (see `verdict`)."""
+    for _ in range(MOST_STARTS):
+        code = _run(argv, ranks, threads)
+        if code != EXIT_SMALLER:
+            return code
+    sys.stderr.write("memory ran out again and again, however finely the steps were cut\n→ lower loop.micro_s\n")
+    return 1
+
+
+def _run(argv: Sequence[str], ranks: Ranks, threads: int) -> int:
     listening, port = (None, ranks.nodes.port) if ranks.nodes.count > 1 else _listen()
     alive_r, alive_w = os.pipe()  # nobody ever writes
     asked: list[int] = []
@@ -118,8 +129,10 @@ def verdict(codes: Mapping[int, int], asked: Sequence[int] = ()) -> tuple[int, i
     killed = [r for r, c in codes.items() if c < 0]
     if killed and asked and all(-codes[r] in asked for r in killed):
         return 128 - codes[killed[0]], None  # asked to stop before there was anything to stop
-    failed = [r for r, c in codes.items() if c > 0 and c not in (SAVED, EXIT_ALONE)]
+    failed = [r for r, c in codes.items() if c > 0 and c not in (SAVED, EXIT_ALONE, EXIT_SMALLER)]
     left = [r for r, c in codes.items() if c == EXIT_ALONE]
+    if EXIT_SMALLER in codes.values() and not asked:
+        return EXIT_SMALLER, None
     if killed:
         return 1, killed[0]
     if failed:
@@ -198,7 +211,8 @@ def _attend(ranks: Sequence[_Rank]) -> None:
     while not all(r.has_ended() for r in ranks):
         for code in (r.code for r in ranks if r.has_ended()):
             if code:
-                end_at = min(end_at, time.monotonic() + (SAVING_S if code == SAVED else ENDING_S))
+                patience_s = {SAVED: SAVING_S, EXIT_SMALLER: PIECES_S}.get(code, ENDING_S)
+                end_at = min(end_at, time.monotonic() + patience_s)
         if time.monotonic() >= end_at:
             return
         time.sleep(LOOK_S)

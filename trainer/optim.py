@@ -63,6 +63,8 @@ class Optimiser:
         else:
             self.adamw.found_inf = skipped  # type: ignore[attr-defined]
             self.adamw.step()
+        if self.sharded:
+            self.sharded.mark()
         self.clear()
         return norm.detach(), skipped
 

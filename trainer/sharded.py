@@ -6,7 +6,8 @@ of a skeleton without weights: nothing outside of a training step meets a dealt 
 """
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, Shard
 
+from trainer.errors import OutOfMemory
 from trainer.machine import Machine
 
 
@@ -33,6 +35,9 @@ class Sharded:
         for unit in units_of(module):
             fully_shard(unit, mesh=self._mesh)
         fully_shard(root, mesh=self._mesh)
+        self._own = dict(module.named_parameters())  # of the module some are whole now and then
+        self._stepped: Any = None
+        self.begin_anew: Callable[[float, int], None] = _out_of_memory
         for part in root.modules():
             if isinstance(part, FSDPModule):
                 part.set_gradient_divide_factor(1.0)  # summed: the loop's counts are those of all ranks
@@ -48,26 +53,48 @@ class Sharded:
 
     def gathered(self, value: Any) -> Any:
         """A state with all that was dealt whole again, in rank 0's main memory; nothing of use elsewhere."""
-        return _mapped(value, lambda t: self._to_first(t) if isinstance(t, DTensor) else t.cpu())
+        return mapped(value, lambda t: self._to_first(t) if isinstance(t, DTensor) else t.cpu())
 
     def dealt(self, value: Any) -> Any:
         """The opposite: of every tensor with axes this rank's part, on its device."""
-        return _mapped(value, lambda t: self._part(t) if t.ndim else t.to(self._machine.device))
+        return mapped(value, lambda t: self._part(t) if t.ndim else t.to(self._machine.device))
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """Weights as they are dealt, and buffers, by name."""
+        return self._own | dict(self._module.named_buffers())
+
+    def mark(self) -> None:
+        """An optimiser step is on its way to the device."""
+        if self._machine.device.type == "cuda":
+            self._stepped = torch.cuda.Event()
+            self._stepped.record()
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Read what the last step left, though what was begun after it may never end."""
+        if self._machine.device.type != "cuda":
+            yield
+            return
+        stream = torch.cuda.Stream(self._machine.device)
+        if self._stepped is not None:
+            stream.wait_event(self._stepped)
+        with torch.cuda.stream(stream):
+            yield
 
     def forget(self) -> None:
         """Give the memory back: nothing computes with this any more."""
-        for p in self._module.parameters():
+        for p in self._own.values():
             if isinstance(p, DTensor):
                 p.to_local().untyped_storage().resize_(0)
 
     def _instead(self, given: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
-        own = dict(self._module.named_parameters())
-        return {name: t.to(own[name].dtype) for name, t in (given or {}).items()}
+        return {name: t.to(self._own[name].dtype) for name, t in (given or {}).items()}
 
     def _filled(self, device: torch.device, instead: Mapping[str, Tensor], take: Any) -> nn.Module:
         memo: dict[int, Any] = {}
         with torch.no_grad():
-            now = dict(_tensors(self._module))
+            now = self._own | dict(self._module.named_buffers())
             for name, empty in _tensors(self._skeleton):
                 taken = take(instead.get(name, now[name])).detach().to(device)
                 is_weight = isinstance(empty, nn.Parameter)
@@ -116,6 +143,12 @@ def whole_norm(norm: Tensor) -> Tensor:
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
+def _out_of_memory(padded_s: float, n: int) -> None:
+    raise OutOfMemory(
+        f"{2 * n} utterances of {padded_s:g} s are too much for this device's memory", "lower loop.micro_s"
+    )
+
+
 def _part_length(n: int, world: int) -> int:
     """Rows of every rank's part but the last ones', as FSDP2 deals them."""
     return -(-n // world)
@@ -139,11 +172,11 @@ def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from module.named_buffers()
 
 
-def _mapped(value: Any, change: Any) -> Any:
+def mapped(value: Any, change: Any) -> Any:
     if isinstance(value, Tensor):
         return change(value)
     if isinstance(value, Mapping):
-        return {k: _mapped(v, change) for k, v in value.items()}
+        return {k: mapped(v, change) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(_mapped(v, change) for v in value)
+        return type(value)(mapped(v, change) for v in value)
     return value

@@ -48,6 +48,7 @@ class Ranks:
     control: Any  # the gloo group over which counts and flags travel: no GPU waits for them
     store: Any
     wait_s: float
+    is_given_up: Callable[[], bool] = lambda: False  # all ranks leave, from a thread (trainer/pieces.py)
     _looked_at: float = 0.0
     _told: bool = False
 
@@ -60,6 +61,8 @@ class Ranks:
         except RuntimeError as e:
             if isinstance(e, torch.OutOfMemoryError) or not _is_broken(e):
                 raise
+            if self._quietly(self.is_given_up):
+                time.sleep(3600)
             raise RankLost(self._lost(time.monotonic() - began), AGAIN) from e
 
     def any_asked(self, asked: bool) -> bool:

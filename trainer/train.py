@@ -1,9 +1,10 @@
 """One training from an experiment file to a report: set up or resume, run the loop, test the best model, export it."""
 
+import dataclasses
 import logging
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,11 @@ import torch
 from remote.fence import Fence, take_epoch
 from remote.files import read_json
 from remote.rundir import EPOCH_ENV, RunDir
-from trainer.checkpoint import Checkpoint, latest_checkpoint
+from trainer.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint
 from trainer.data.loader import StepLoader
 from trainer.data.places import say_cache
 from trainer.data.sets import DataSets, open_data
-from trainer.desk import Desk, write_quarantine
+from trainer.desk import Contents, Desk, write_contents, write_quarantine
 from trainer.ema import Ema
 from trainer.errors import BadData, BadRecipe
 from trainer.gradient import LossModule
@@ -25,6 +26,7 @@ from trainer.loop import State, Training
 from trainer.machine import Machine, placed, start_machine
 from trainer.nf4 import n_weights
 from trainer.optim import Optimiser, make_optimiser
+from trainer.pieces import Rescue, forget_pieces, joined_pieces, remembered
 from trainer.recipe.base import Recipe
 from trainer.recipe.load import changes, load_recipe, parse_recipe
 from trainer.sharded import Sharded
@@ -32,6 +34,8 @@ from trainer.task import Parts, Task, make_task
 from trainer.together import leave
 
 log = logging.getLogger(__name__)
+
+PIECES = ".pieces"  # of the run directory, for as long as it takes to join them
 
 
 def train(file: Path, run: RunDir, *, debug: bool = False, stop: Callable[[], bool] | None = None) -> None:
@@ -57,8 +61,11 @@ def train(file: Path, run: RunDir, *, debug: bool = False, stop: Callable[[], bo
     recipe = recipe.resolved(lambda: data.train.column("text"))
     for line in recipe.exceptions():
         log.warning("exception: %s", line)
-    resumed = _newest(run, recipe, data)
     task = make_task(recipe)
+    if machine.is_first:
+        _join_pieces(run, task, recipe, data, machine, fence)
+    machine.wait()
+    resumed = _newest(run, recipe, data)
     torch.manual_seed(recipe.loop.seed)
     parts = task.build(resumed.model if resumed else None)
     sharded = _sharded(task, parts, recipe, machine)
@@ -72,11 +79,15 @@ def train(file: Path, run: RunDir, *, debug: bool = False, stop: Callable[[], bo
     state = _restore(resumed, optimiser, ema, machine) if resumed else State()
     book = Logbook(run, state.step, recipe.log.tensorboard) if machine.is_first else None
     loader = StepLoader(task, data.train, recipe, machine.rank, machine.world)
+    for padded_s, n in remembered(run.root):
+        loader.cut.learn(padded_s, n)
     progress = ProgressFile(run.progress, loader.plan.max_steps) if machine.is_first else None
     if resumed:
         log.info("resumed from step %d of %d", state.step, loader.plan.max_steps)
     desk = Desk(task, parts, recipe, machine, run, fence, data, optimiser, state, stop, ema)
     desk.forget_beyond(state.step)
+    if sharded and machine.ranks:
+        Rescue(run.root / PIECES, machine.ranks, sharded, lambda: _held(sharded, optimiser, ema, state))
     try:
         Training(
             task=task,
@@ -127,6 +138,37 @@ def _sharded(task: Task[Any, Any], parts: Parts, recipe: Recipe, machine: Machin
     for module in parts.frozen.values():
         machine.place(module).eval().requires_grad_(False)
     return Sharded(LossModule(task, parts.module), parts.module, machine)
+
+
+def _held(sharded: Sharded, optimiser: Optimiser, ema: Ema | None, state: State) -> Mapping[str, Any]:
+    """All that a checkpoint is made of, as far as this rank has it."""
+    held = {"weights": sharded.tensors, "optimiser": optimiser.state_dict(), "state": dataclasses.asdict(state)}
+    return {**held, "ema": ema.state_dict() if ema else None}
+
+
+def _join_pieces(
+    run: RunDir, task: Task[Any, Any], recipe: Recipe, data: DataSets, machine: Machine, fence: Fence
+) -> None:
+    """What ranks held when the memory of one ran out becomes the newest checkpoint."""
+    held = joined_pieces(run.root / PIECES)
+    if held is not None and held["state"]["step"] > 0:
+        module = task.build().module
+        own = dict(module.named_parameters()) | dict(module.named_buffers())
+        with torch.no_grad():
+            for name, t in held["weights"].items():
+                own[name].data = t.clone()
+        state = held["state"]
+        contents = Contents(module, held["optimiser"], held["ema"], state)
+        metrics = state["metrics"] if state["evaluated"] == state["step"] else {}
+        save_checkpoint(
+            run.checkpoints,
+            state["step"],
+            lambda to: write_contents(to, contents, task, recipe, data, machine),
+            fence,
+            metrics,
+        )
+        log.info("saved step %d, out of what the ranks held", state["step"])
+    forget_pieces(run.root / PIECES)
 
 
 def _fence(run: RunDir, machine: Machine) -> Fence:

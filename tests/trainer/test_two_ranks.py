@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -12,10 +13,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from support.pod import wait_until
 from support.speech import make_corpus, recipe_dict, write_experiment
 from support.steps import FAMILIES, furthest
+from support.trainings import command, environment, weights
 
 ROOT = Path(__file__).parents[2]
 CASES = {
@@ -36,17 +37,6 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, n in (("train", 24), ("dev", 7), ("test", 5)):
         make_corpus(folder, n, seed=n, name=name)
     return folder
-
-
-def environment(tmp_path: Path) -> dict[str, str]:
-    path = os.pathsep.join(map(str, (ROOT, ROOT / "tests")))
-    taken = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "NUM_NODES", "PODCTL_VOLUME"}
-    env = {k: v for k, v in os.environ.items() if k not in taken}
-    return {**env, "PYTHONPATH": path, "XDG_CACHE_HOME": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
-
-
-def command(*argv: object) -> list[str]:
-    return [sys.executable, "-P", "-m", "trainer", *map(str, argv)]
 
 
 def run(tmp_path: Path, *argv: object, code: int = 0) -> subprocess.CompletedProcess[str]:
@@ -89,10 +79,6 @@ def test_and_so_it_is(corpus: Path, tmp_path: Path, what: str) -> None:
         for case in laws(corpus, tmp_path, family, sections):
             assert case["off"] < 1e-9, case
             assert case["moved"] > 1e-5, case
-
-
-def weights(folder: Path, step: int) -> dict[str, torch.Tensor]:
-    return load_file(folder / f"checkpoints/step-{step:08d}/model/model.safetensors")
 
 
 def trained_alike(one: Path, two: Path, step: int, limit: float = 1e-9) -> None:
@@ -338,3 +324,45 @@ def test_two_ranks_write_the_rows_of_one_to_the_bit(corpus: Path, tmp_path: Path
     assert found[0] == found[1] == found[2]
     assert len(found[0].splitlines()) == 7
     assert any("reason" in json.loads(line) for line in found[0].splitlines())
+
+
+FULL = """
+import os
+import re
+from pathlib import Path
+
+import torch.nn.functional as F
+
+said, real, calls = Path(os.environ["SAID"]), F.cross_entropy, []
+
+def cross_entropy(logits, *args, **kwargs):
+    calls.append(1)
+    if os.environ.get("RANK") == "1" and len(calls) > 2 and len(logits) > 24 and not said.exists():
+        said.write_text("")
+        raise RuntimeError("CUDA out of memory. Tried to allocate more than there is")
+    return real(logits, *args, **kwargs)
+
+F.cross_entropy = cross_entropy
+"""
+
+
+@pytest.mark.slow
+def test_memory_that_runs_out_where_weights_are_dealt_costs_no_step(corpus: Path, tmp_path: Path, alone: Path) -> None:
+    """One rank fails inside its forward pass, and the others wait for it inside theirs."""
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "sitecustomize.py").write_text(FULL)
+    file = experiment(tmp_path, corpus, "full", ranks=2, shard=True, micro_s=1000)
+    env = environment(tmp_path)
+    env |= {"PYTHONPATH": f"{tmp_path / 'full'}:{env['PYTHONPATH']}", "SAID": str(tmp_path / "said")}
+    done = subprocess.run(
+        command("train", file, "--run-dir", tmp_path / "run"), env=env, capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "said").exists()
+    saved, resumed = (re.search(p, done.stdout) for p in (r"saved step (\d), out of", r"resumed from step (\d)"))
+    assert saved, done.stdout
+    assert resumed, done.stdout
+    assert saved[1] == resumed[1] != "0"
+    assert not (tmp_path / "run" / ".pieces").exists()
+    assert json.loads((tmp_path / "run" / "cut.json").read_text())
+    trained_alike(alone, tmp_path / "run", 6)
