@@ -26,7 +26,6 @@ CASES = {
         "steps": 3,
     },
     "checkpointing": {"loop": {"gradient_checkpointing": True}},
-    "adapters": {"adapters": {"r": 2, "dropout": 0.0}},
     "fewer batches than ranks": {"loop": {"step_utts": 1}, "steps": 3},
 }
 
@@ -73,8 +72,6 @@ def test_the_update_of_two_ranks_is_that_of_one_for_every_family_and_cut_joined_
 @pytest.mark.parametrize("what", CASES)
 def test_and_so_it_is(corpus: Path, tmp_path: Path, what: str) -> None:
     for family, top in (("whisper", "decoder"), ("parakeet", "head")):
-        if family == "parakeet" and what == "adapters":
-            continue
         sections = json.loads(json.dumps(CASES[what]).replace("TOP", top))
         for case in laws(corpus, tmp_path, family, sections):
             assert case["off"] < 1e-9, case
@@ -153,6 +150,23 @@ def test_a_run_goes_on_with_other_numbers_of_ranks_dealt_or_not(corpus: Path, tm
                 if int(path.name[5:]) > n:
                     shutil.rmtree(path)
     trained_alike(alone, tmp_path / "run", 6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["lora", "dora", "qlora"])
+def test_so_it_is_with_adapters_over_a_base_that_is_dealt_too(
+    corpus: Path, tmp_path: Path, alone: Path, kind: str
+) -> None:
+    sections = {
+        "model": {"name": str(alone / "export"), "from_scratch": None},
+        "adapters": {"kind": kind, "r": 2, "dropout": 0.0},
+        "loop": {"gradient_checkpointing": True},
+    }
+    cases = laws(corpus, tmp_path, "whisper", sections)
+    assert len(cases) == 6
+    for case in cases:
+        assert case["off"] < 1e-9, case
+        assert case["moved"] > 1e-3, case
 
 
 class Started:
