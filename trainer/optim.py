@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from trainer.ranks import Joined
 from trainer.recipe.optim import Optim
-from trainer.sharded import Sharded, whole_norm
+from trainer.sharded import Sharded
 
 
 def schedule_at(step: int, warmup_steps: int, max_steps: int, how: Optim) -> float:
@@ -55,7 +55,8 @@ class Optimiser:
         if self.scaler:
             self.scaler.unscale_(self.adamw)
         norm = torch.nn.utils.clip_grad_norm_(self.named().values(), self.how.clip_norm, foreach=True)
-        norm = whole_norm(norm)
+        if self.sharded:
+            norm = self.sharded.norm(norm)
         skipped = (~torch.isfinite(norm)).float()
         if self.scaler:
             self.scaler.step(self.adamw)

@@ -30,7 +30,7 @@ class Sharded:
     def __init__(self, root: nn.Module, module: nn.Module, machine: Machine) -> None:
         self.root = root
         self._module, self._machine = module, machine
-        self._skeleton = _skeleton(module)
+        self._skeleton = skeleton(module)
         self._mesh = init_device_mesh(machine.device.type, (machine.world,))
         for unit in units_of(module):
             fully_shard(unit, mesh=self._mesh)
@@ -82,6 +82,11 @@ class Sharded:
         with torch.cuda.stream(stream):
             yield
 
+    def norm(self, of_parts: Tensor) -> Tensor:
+        """A norm over all ranks, known to each."""
+        with self._machine.together():
+            return _whole(of_parts)
+
     def forget(self) -> None:
         """Give the memory back: nothing computes with this any more."""
         for p in self._own.values():
@@ -93,7 +98,7 @@ class Sharded:
 
     def _filled(self, device: torch.device, instead: Mapping[str, Tensor], take: Any) -> nn.Module:
         memo: dict[int, Any] = {}
-        with torch.no_grad():
+        with torch.no_grad(), self._machine.together():
             now = self._own | dict(self._module.named_buffers())
             for name, empty in _tensors(self._skeleton):
                 taken = take(instead.get(name, now[name])).detach().to(device)
@@ -138,11 +143,6 @@ def units_of(module: nn.Module) -> list[nn.Module]:
     return found
 
 
-def whole_norm(norm: Tensor) -> Tensor:
-    """A norm over all ranks' parts, where they are parts."""
-    return norm.full_tensor() if isinstance(norm, DTensor) else norm
-
-
 def _out_of_memory(padded_s: float, n: int) -> None:
     raise OutOfMemory(
         f"{2 * n} utterances of {padded_s:g} s are too much for this device's memory", "lower loop.micro_s"
@@ -158,7 +158,7 @@ def _whole(t: Tensor) -> Tensor:
     return t.full_tensor() if isinstance(t, DTensor) else t.detach().clone()
 
 
-def _skeleton(module: nn.Module) -> nn.Module:
+def skeleton(module: nn.Module) -> nn.Module:
     """The module without a single number in it; what is tied stays tied."""
     memo: dict[int, Any] = {}
     for _, t in _tensors(module):

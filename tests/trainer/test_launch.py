@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.errors import EXIT_ALONE, BadRecipe
+from trainer.errors import EXIT_ALONE, EXIT_SMALLER, BadRecipe
 from trainer.launch import ranks_of, verdict
 from trainer.nodes import Nodes, interfaces_for, nodes_in
 
@@ -37,6 +37,9 @@ CLUSTER = {
         ({0: EXIT_ALONE, 1: EXIT_ALONE}, (1, None)),
         ({2: EXIT_ALONE, 3: EXIT_ALONE}, (1, 2)),  # on a node whose first rank speaks for nobody
         ({0: EXIT_ALONE, 1: 1, 2: -11}, (1, 2)),
+        ({0: EXIT_SMALLER, 1: EXIT_SMALLER}, (EXIT_SMALLER, None)),  # to be started again
+        ({0: EXIT_SMALLER, 1: -9}, (EXIT_SMALLER, None)),  # it did not write its pieces in time
+        ({0: EXIT_ALONE, 1: EXIT_SMALLER}, (EXIT_SMALLER, None)),
     ],
 )
 def test_what_the_ends_of_all_ranks_come_to(codes: dict[int, int], expected: tuple[int, int | None]) -> None:
