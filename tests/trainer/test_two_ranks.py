@@ -288,6 +288,33 @@ def test_a_rank_that_dies_ends_the_run_within_seconds_and_costs_what_was_not_sav
 
 
 @pytest.mark.slow
+def test_stopped_or_killed_where_weights_are_dealt_it_goes_on_from_what_was_saved(corpus: Path, tmp_path: Path) -> None:
+    file = experiment(tmp_path, corpus, "dealt", ranks=2, shard=True, steps=400, save_every_steps=2)
+    stopped = Started(tmp_path, file)
+    try:
+        stopped.wait_for_step(3)
+        os.kill(stopped.ranks()[1], signal.SIGTERM)
+        assert stopped.end() == 75, stopped.said
+        step = last_step(stopped.folder)
+        assert f"stopped after step {step} of 400; saved" in stopped.said
+        killed = Started(tmp_path, file)
+        try:
+            killed.wait_for_step(step + 3)
+            os.kill(killed.ranks()[1], signal.SIGKILL)
+            assert killed.end(30) == 1, killed.said
+        finally:
+            killed.close()
+    finally:
+        stopped.close()
+    assert f"resumed from step {step} " in killed.said
+    assert "rank 1 of 2 was killed by signal 9" in killed.said
+    assert "Traceback" not in killed.said
+    last = last_step(stopped.folder)
+    assert last > step
+    assert furthest(weights(alone_until(last, corpus, tmp_path), last), weights(stopped.folder, last)) < 1e-9
+
+
+@pytest.mark.slow
 def test_no_rank_outlives_a_launcher_that_is_killed(long: Started) -> None:
     long.wait_for_step(3)
     ranks = long.ranks()
