@@ -227,6 +227,16 @@ class RunDir:
         return self.root / "nonfinite"
 
     @property
+    def cut(self) -> Path:
+        """How many utterances of a length fitted at once, where that could only be learnt by a new start; rank 0's."""
+        return self.root / "cut.json"
+
+    @property
+    def pieces(self) -> Path:
+        """What each rank held when the memory of one ran out; rank 0 joins and removes them."""
+        return self.root / ".pieces"
+
+    @property
     def reports(self) -> Path:
         return self.root / "reports"
 

@@ -8,6 +8,7 @@ import errno
 import json
 import logging
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -16,13 +17,17 @@ from pathlib import Path
 from remote.fence import Superseded
 from remote.rundir import EXIT_SAVED, RunDir
 from trainer.errors import BadRecipe, TrainerError
+from trainer.launch import count_gpus, is_rank, launch, leave_with_launcher, ranks_of
+from trainer.nodes import nodes_in
 
 KINDS = ("nemo", "lhotse", "kaldi", "hf")  # what `prepare from` reads; see trainer/data/foreign.py
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code: 0 done, 1 failed, 2 bad input, 75 saved and resumable."""
+    leave_with_launcher()
     args = _parser().parse_args(argv)
+    args.argv = list(sys.argv[1:] if argv is None else argv)
     try:
         return int(args.command(args))
     except TrainerError as e:
@@ -109,7 +114,14 @@ def prepare(args: argparse.Namespace) -> int:
 
 
 def train(args: argparse.Namespace) -> int:
-    """Train, or go on where the run directory's newest checkpoint is."""
+    """Train, or go on where the run directory's newest checkpoint is: here, or in a process a GPU."""
+    if not is_rank():
+        from trainer.recipe.load import load_recipe
+
+        loop = load_recipe(args.file).loop
+        code = _launched(args, loop.ranks, loop.device, loop.threads)
+        if code is not None:
+            return code
     _set_up_logging()
     from trainer.train import train as run
 
@@ -119,18 +131,30 @@ def train(args: argparse.Namespace) -> int:
 
 def evaluate(args: argparse.Namespace) -> int:
     """Decode manifests with a trained model and score them."""
-    _set_up_logging()
-    from trainer.apply import evaluate as run
-
-    return run(args)
+    return _applied(args, "evaluate")
 
 
 def predict(args: argparse.Namespace) -> int:
     """Transcribe manifests or sound files."""
-    _set_up_logging()
-    from trainer.apply import predict as run
+    return _applied(args, "predict")
 
-    return run(args)
+
+def _applied(args: argparse.Namespace, command: str) -> int:
+    if not is_rank() and (args.inputs or command == "evaluate"):
+        from trainer.apply import recipe_of
+
+        loop = recipe_of(args).loop
+        some = all(name.endswith(".jsonl") for name in args.inputs)  # a few sound files are heard sooner by one
+        code = _launched(args, args.ranks if some or args.ranks != "auto" else 1, loop.device, loop.threads)
+        if code is not None:
+            return code
+    _set_up_logging()
+    from trainer import apply
+    from trainer.together import leave
+
+    result = int(getattr(apply, command)(args))
+    leave()
+    return result
 
 
 def average(args: argparse.Namespace) -> int:
@@ -141,9 +165,15 @@ def average(args: argparse.Namespace) -> int:
     return run(args)
 
 
+def _launched(args: argparse.Namespace, asked: str | int, device: str, threads: int) -> int | None:
+    """The exit code of this command in as many processes as are asked for; None where that is this one alone."""
+    ranks = ranks_of(asked, count_gpus(device), nodes_in(os.environ))
+    return launch(args.argv, ranks, threads) if ranks.world > 1 else None
+
+
 def _set_up_logging() -> None:
     """One line an event on stdout, rank 0 alone; libraries speak only when something is wrong."""
-    first = os.environ.get("RANK", "0") == "0"
+    first = not is_rank() or os.environ.get("RANK", "0") == "0"
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stdout)
     logging.getLogger("trainer").setLevel(logging.INFO if first else logging.ERROR)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -213,6 +243,9 @@ def _parser() -> argparse.ArgumentParser:
         p.add_argument(
             "--set", action="append", default=[], metavar="KEY=VALUE", help="eval.decode.beams=5, data.fields=…"
         )
+        p.add_argument(
+            "--ranks", type=_ranks, default="auto", metavar="N", help="processes; one a GPU by default, or one"
+        )
         if name == "evaluate":
             p.add_argument("--shuffle-audio", action="store_true", help="control: everyone gets another's audio")
         p.set_defaults(command=command)
@@ -226,5 +259,16 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _ranks(text: str) -> str | int:
+    if text == "auto":
+        return text
+    if not text.isdigit() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number from 1 nor auto")
+    return int(text)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    for s in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(s, signal.SIG_IGN)  # Python's last act is to put the default back: it would make 143 of 75
+    sys.exit(code)

@@ -82,7 +82,11 @@ def evaluate(args: argparse.Namespace) -> int:
     manifest = _manifest(names, recipe, need_text=True)
     if args.shuffle_audio or recipe.data.shuffle_audio:
         manifest = manifest.shuffled_audio(recipe.loop.seed)
-    result = run_evaluation(trained.task, trained.parts, manifest, recipe, trained.machine, on_batch=_live("evaluated"))
+    machine = trained.machine
+    live = _live("evaluated", machine)
+    result = run_evaluation(trained.task, trained.parts, manifest, recipe, machine, on_batch=live)
+    if not machine.is_first:
+        return 0
     title = "shuffled audio, " if args.shuffle_audio else ""
     print(f"{title}{trained.name} on {', '.join(map(str, names))}, normaliser {recipe.eval.normaliser}")
     print("\n".join(table_lines(result.report)))
@@ -102,9 +106,12 @@ def predict(args: argparse.Namespace) -> int:
         raise BadData("there is nothing to transcribe", "name manifests (.jsonl) or sound files")
     trained = _load(args)
     manifest = _manifest(args.inputs, trained.recipe, need_text=False)
-    rows, bad = run_prediction(
-        trained.task, trained.parts, manifest, trained.recipe, trained.machine, on_batch=_live("transcribed")
-    )
+    machine = trained.machine
+    live = _live("transcribed", machine)
+    rows, bad = run_prediction(trained.task, trained.parts, manifest, trained.recipe, machine, on_batch=live)
+    unusable = len(bad) + len(manifest.bad)
+    if not machine.is_first:
+        return 1 if unusable else 0
     found = {row["id"]: row for row in rows}
     for b in manifest.bad:  # what never became an example still gets its line
         found[b.id] = {"id": b.id, "text": "", "reason": b.reason}
@@ -115,24 +122,34 @@ def predict(args: argparse.Namespace) -> int:
         write_atomic(args.out, "".join(lines).encode())
     else:
         sys.stdout.write("".join(lines))
-    unusable = len(bad) + len(manifest.bad)
     if unusable:
         print(f"{unusable} of {len(found)} could not be transcribed: see their reason", file=sys.stderr)
     return 1 if unusable else 0
 
 
-def _load(args: argparse.Namespace) -> Trained:
+def recipe_of(args: argparse.Namespace) -> Recipe:
+    """What a run was trained with, or what a model is to be decoded with; changed as `--set` says."""
     if args.run is not None:
-        return _load_run(RunDir(args.run), args.set)
-    return _load_model(args.model, args.set)
+        found = complete_checkpoints(RunDir(args.run).checkpoints)
+        if not found:
+            raise BadData(f"{args.run} holds no complete checkpoint", "podctl ps shows which runs there are")
+        raw = read_json(found[-1].state / "state.json")["recipe"]
+    else:
+        raw = read_json(args.model / "recipe.json") or _plain_recipe(args.model)
+        raw["model"] = {**{k: v for k, v in raw["model"].items() if k in KEPT}, "name": str(args.model)}
+        raw["adapters"] = None  # an export is merged
+    return parse_recipe(_with_sets(raw, args.set), expand=True)
 
 
-def _load_run(run: RunDir, sets: Sequence[str]) -> Trained:
+def _load(args: argparse.Namespace) -> Trained:
+    recipe = recipe_of(args)
+    if args.run is not None:
+        return _load_run(RunDir(args.run), recipe)
+    return _load_model(args.model, recipe)
+
+
+def _load_run(run: RunDir, recipe: Recipe) -> Trained:
     found = complete_checkpoints(run.checkpoints)
-    if not found:
-        raise BadData(f"{run} holds no complete checkpoint", "podctl ps shows which runs there are")
-    state = read_json(found[-1].state / "state.json")
-    recipe = parse_recipe(_with_sets(state["recipe"], sets), expand=True)
     best = chosen(found, recipe) if any(c.metrics for c in found) else found[:1]
     machine = start_machine(recipe.loop)
     task = make_task(recipe)
@@ -142,14 +159,7 @@ def _load_run(run: RunDir, sets: Sequence[str]) -> Trained:
     return Trained(f"{run.root.name} {weights}", recipe, task, parts, machine, run.reports, provenance)
 
 
-def _load_model(model: Path, sets: Sequence[str]) -> Trained:
-    raw = read_json(model / "recipe.json") or _plain_recipe(model)
-    raw["model"] = {
-        **{k: v for k, v in raw["model"].items() if k in KEPT},
-        "name": str(model),
-    }
-    raw["adapters"] = None  # an export is merged
-    recipe = parse_recipe(_with_sets(raw, sets), expand=True)
+def _load_model(model: Path, recipe: Recipe) -> Trained:
     machine = start_machine(recipe.loop)
     task = make_task(recipe)
     parts = placed(task.build(), machine)
@@ -231,11 +241,11 @@ def _existing(name: str) -> Path:
     return path.absolute() if path.exists() else data_root() / name
 
 
-def _live(verb: str) -> Any:
-    """One line that counts, on a terminal; nothing elsewhere."""
+def _live(verb: str, machine: Machine) -> Any:
+    """One line that counts, on a terminal; nothing elsewhere. Of several ranks the first tells its own share."""
 
     def show(done: int, total: int) -> None:
-        if sys.stderr.isatty():
+        if machine.is_first and sys.stderr.isatty():
             print(f"\r{verb} {done} of {total}" + ("\n" if done == total else ""), end="", file=sys.stderr, flush=True)
 
     return show

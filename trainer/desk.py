@@ -6,13 +6,14 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from remote.fence import Fence
 from remote.files import read_json, write_atomic, write_json
@@ -51,8 +52,8 @@ class Desk:
 
     def measure_dev(self) -> dict[str, float]:
         began = time.monotonic()
-        with self._measured():
-            result = evaluate(self.task, self.parts, self.data.dev, self.recipe, self.machine, stop=self.stop)
+        with self._measured() as parts:
+            result = evaluate(self.task, parts, self.data.dev, self.recipe, self.machine, stop=self.stop)
         metrics = dict(result.report.metrics)
         if self.machine.is_first:
             self.quarantine(result.bad)
@@ -68,10 +69,13 @@ class Desk:
 
     def save(self) -> Checkpoint | None:
         saved = None
-        if self.machine.is_first:
+        contents = self._contents()
+        if contents is not None:
             s = self.state
             metrics = s.metrics if s.evaluated == s.step else {}
-            saved = save_checkpoint(self.run.checkpoints, s.step, self._write, self.fence, metrics)
+            saved = save_checkpoint(
+                self.run.checkpoints, s.step, lambda to: self._write(to, contents), self.fence, metrics
+            )
             if s.best_step >= 0:
                 best = {"step": s.best_step, "metric": self.recipe.eval.metric, "value": s.best_value}
                 self.fence.check()
@@ -123,7 +127,8 @@ class Desk:
         self.optimiser.forget()
         if self.ema:
             self.ema.forget()
-        self.parts.module.to("meta")
+        if not self.optimiser.sharded:  # which has given it back already
+            self.parts.module.to("meta")
 
     def _dev_of_mean(self, parts: Parts, weights: str) -> dict[str, float]:
         """What a mean of checkpoints is worth, said beside the best of them."""
@@ -184,20 +189,18 @@ class Desk:
             shutil.rmtree(self.run.export)
         os.rename(beside, self.run.export)
 
-    def _write(self, directory: Path) -> None:
-        self.task.save(self.parts.module, directory / "model")
-        torch.save(self.optimiser.state_dict(), directory / "state" / "optimizer.pt")
-        if self.ema:
-            torch.save(self.ema.state_dict(), directory / "state" / "ema.pt")
-        write_json(
-            directory / "state" / "state.json",
-            {
-                "state": dataclasses.asdict(self.state),
-                "recipe": self.recipe.model_dump(mode="json"),
-                "data_sha256": self.data.sha256,
-                "world": self.machine.world,
-            },
-        )
+    def _contents(self) -> "Contents | None":
+        """What rank 0 saves; where it is dealt to all ranks, they gather it there. None on the others."""
+        ema, sharded = self.ema.state_dict() if self.ema else None, self.optimiser.sharded
+        state = dataclasses.asdict(self.state)
+        contents = Contents(self.parts.module, self.optimiser.state_dict(), ema, state)
+        if sharded:
+            module = sharded.whole_on_first() or contents.module
+            contents = Contents(module, sharded.gathered(contents.optimiser), sharded.gathered(ema), state)
+        return contents if self.machine.is_first else None
+
+    def _write(self, directory: Path, contents: "Contents") -> None:
+        write_contents(directory, contents, self.task, self.recipe, self.data, self.machine)
 
     def _write_dev(self, result: Evaluation, weights: str) -> None:
         self.run.reports.mkdir(parents=True, exist_ok=True)
@@ -212,14 +215,47 @@ class Desk:
         metric = self.recipe.eval.metric
         return f"dev {metric.upper()} {100 * metrics[metric]:.2f} % ({weights}); no test set was given"
 
-    def _measured(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def _measured(self) -> Iterator[Parts]:
         """The model as it is measured: where the recipe says so, its running mean stands in for its weights."""
-        if self.ema is None or not is_mean_measured(self.recipe):
-            return nullcontext()
-        return self.ema.in_place(self.optimiser.named())
+        ema = self.ema if is_mean_measured(self.recipe) else None
+        sharded = self.optimiser.sharded
+        if sharded:
+            yield dataclasses.replace(self.parts, module=sharded.whole(ema.mean if ema else None))
+            return
+        with ema.in_place(self.optimiser.named()) if ema else nullcontext():
+            yield self.parts
 
     def _provenance(self, weights: str) -> dict[str, Any]:
         return {**run_provenance(self.run), "weights": weights}
+
+
+@dataclass(frozen=True)
+class Contents:
+    """Of a checkpoint, whole."""
+
+    module: nn.Module
+    optimiser: Mapping[str, Any]
+    ema: Mapping[str, Any] | None
+    state: Mapping[str, Any]
+
+
+def write_contents(
+    directory: Path, contents: Contents, task: Task[Any, Any], recipe: Recipe, data: DataSets, machine: Machine
+) -> None:
+    task.save(contents.module, directory / "model")
+    torch.save(contents.optimiser, directory / "state" / "optimizer.pt")
+    if contents.ema is not None:
+        torch.save(contents.ema, directory / "state" / "ema.pt")
+    write_json(
+        directory / "state" / "state.json",
+        {
+            "state": dict(contents.state),
+            "recipe": recipe.model_dump(mode="json"),
+            "data_sha256": data.sha256,
+            "world": machine.world,
+        },
+    )
 
 
 def run_provenance(run: RunDir) -> dict[str, Any]:

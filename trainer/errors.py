@@ -8,6 +8,7 @@ TrainerError            1
 ├── OutOfMemory         1   one utterance alone is too much for the device
 ├── NoSpace             1   the disk is full
 ├── BadCheckpoint       1   a checkpoint that is not what it says
+├── RankLost           69   another rank is gone; the launcher makes 1 of it, and says why
 └── StopAsked          75   asked to stop; everything is saved
 
 (`remote.fence.Superseded`, exit 75, comes from the contract.)
@@ -16,6 +17,9 @@ TrainerError            1
 from collections.abc import Sequence
 
 from remote.mistakes import Mistake
+
+EXIT_ALONE = 69  # of a rank whose fellow is gone: not the cause of anything
+EXIT_SMALLER = 70  # of ranks that are to be started again, with batches cut finer
 
 
 class TrainerError(Exception):
@@ -63,6 +67,10 @@ class NoSpace(TrainerError):
 
 class BadCheckpoint(TrainerError):
     pass
+
+
+class RankLost(TrainerError):
+    exit_code = EXIT_ALONE
 
 
 class StopAsked(TrainerError):

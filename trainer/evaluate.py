@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from trainer.data.loader import evaluation_batches
+from trainer.data.loader import evaluation_batches, evaluation_cut
 from trainer.data.manifest import Manifest
 from trainer.errors import StopAsked
 from trainer.halves import predicted
@@ -66,22 +66,25 @@ def predict(
 ) -> tuple[list[Row], list[Bad]]:
     """A row an utterance, in order, with its reference and buckets; unusable ones have a `reason` and no text."""
     how = recipe.eval
-    examples = [manifest[i] for i in range(machine.rank, len(manifest), machine.world)]
+    micro_s = how.micro_s or recipe.loop.at_once_s
+    # whole batches are dealt, the same that one rank would make: neighbours and roundings are its own, to the bit
+    batches = evaluation_cut(task, [manifest[i] for i in range(len(manifest))], micro_s)[machine.rank :: machine.world]
+    examples = [e for batch in batches for e in batch]
     answers: dict[str, Row] = {}
     bad: list[Bad] = []
-    micro_s = how.micro_s or recipe.loop.at_once_s
     with _in_eval(parts.module), torch.inference_mode(), machine.autocast():
-        for loaded in evaluation_batches(task, examples, micro_s, recipe.data.workers, stop):
+        for loaded in evaluation_batches(task, batches, recipe.data.workers, stop):
             bad += loaded.bad
             if loaded.micro is not None:
                 answers |= {row["id"]: row for row in predicted(task, parts, loaded.micro, how.decode, machine)}
             on_batch(len(answers) + len(bad), len(examples))
-    if stop():
+    if machine.summed([int(stop())])[0]:  # of one mind, or some would wait for the rows of others
         raise StopAsked("stopped while evaluating")
     reasons = {b.id: b.reason for b in bad}
     rows = machine.gathered([_row(e, answers, reasons, how.buckets) for e in examples])
     order = {i: n for n, i in enumerate(manifest.column("id"))}
-    return sorted(rows, key=lambda r: order[r["id"]]), machine.gathered(bad)
+    bad = sorted(machine.gathered(bad), key=lambda b: order[b.id])
+    return sorted(rows, key=lambda r: order[r["id"]]), bad
 
 
 def with_decode(recipe: Recipe, decode: Decode) -> Recipe:

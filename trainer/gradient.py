@@ -52,6 +52,9 @@ class Gradient:
 
     def open(self) -> None:
         """For what trains from here on: over several ranks just those parameters' gradients are joined."""
+        if self.optimiser.sharded:
+            self._losses = self.optimiser.sharded.root
+            return
         losses = LossModule(self.task, self.parts.module)
         if self.recipe.loop.compile:
             losses.compile()
@@ -108,6 +111,7 @@ class Gradient:
         failed = None
         self._said = []
         joined = self.optimiser.joined
+        n_idle = self.machine.largest(len(step.micros)) - len(step.micros) if self.optimiser.sharded else 0
         for n, micro in enumerate(step.micros):
             if joined and n == len(step.micros) - 1:
                 joined.begin_last()
@@ -120,20 +124,33 @@ class Gradient:
                 break
             for k, v in losses.items():
                 sums[k] = sums[k] + v if k in sums else v
+        if failed and self.optimiser.sharded:
+            _check_divisible(failed)
+            self.optimiser.sharded.begin_anew(failed.padded_s, len(failed.examples) // 2)
+        for _ in range(n_idle):
+            self._take_part()
         if failed:
             free_memory(self.machine.device)
         if joined:
-            joined.finish()
+            with self.machine.together():
+                joined.finish()
         return sums, failed
 
     def _backward(self, micro: Micro, share_of: Mapping[str, float]) -> dict[str, Tensor]:
         batch = self.task.prepare(micro.batch.to(self.machine.device), self.parts, True)
-        with self.machine.autocast():
+        with self.machine.autocast(), self.machine.together():
             losses = self._losses(batch)
             total = torch.stack([losses[k].sum() * share_of[k] for k in losses]).sum()
             self.optimiser.backward(total)
         self._said.append({k: v.detach().clone() for k, v in losses.items()})
         return {k: v.detach().sum() for k, v in losses.items()}
+
+    def _take_part(self) -> None:
+        """A pass that adds nothing: where weights are dealt, the passes of others take all ranks."""
+        batch = self.task.prepare(self.task.dummy(1, 1.0, 1).to(self.machine.device), self.parts, True)
+        with self.machine.autocast(), self.machine.together():
+            losses = self._losses(batch)
+            self.optimiser.backward(torch.stack([losses[k].sum() * 0.0 for k in losses]).sum())
 
     def _agreed(self, failed: Micro | None) -> bool:
         """Whether every rank is done; else all of them know a finer cut, the same one."""
@@ -149,10 +166,7 @@ class Gradient:
         found = self.machine.gathered([(failed.padded_s, len(failed.examples))] if failed else [])
         for padded_s, n in found:
             if n == 1:
-                raise OutOfMemory(
-                    f"one utterance of {padded_s:g} s is too much for this device's memory",
-                    "set loop.gradient_checkpointing: true, train adapters, or lower data.max_s",
-                )
+                raise _too_long(padded_s)
             self.loader.cut.learn(padded_s, n // 2)
         worst = max(found)
         log.warning(
@@ -160,6 +174,18 @@ class Gradient:
             *reversed(worst),
         )
         return False
+
+
+def _check_divisible(failed: Micro) -> None:
+    if len(failed.examples) == 1:
+        raise _too_long(failed.padded_s)
+
+
+def _too_long(padded_s: float) -> OutOfMemory:
+    return OutOfMemory(
+        f"one utterance of {padded_s:g} s is too much for this device's memory",
+        "set loop.gradient_checkpointing: true, train adapters, or lower data.max_s",
+    )
 
 
 def is_out_of_memory(e: BaseException) -> bool:

@@ -105,18 +105,20 @@ class Training:
         if self.ema:
             self.ema.join(self.optimiser.named(span.rates))
         self._gradient.open()
-        if wants_trial(self.recipe.loop, self.machine.device):
+        # where weights are dealt, a trial that fails on one rank would leave the others waiting inside it
+        if wants_trial(self.recipe.loop, self.machine.device) and not self.optimiser.sharded:
             try_memory(self._gradient, self.loader, self.recipe, self.machine)
         log.info("%s", describe(span, n_weights(self.parts.module, trained=True)))
 
     def _step(self, step: Step) -> None:
         keys = list(self.task.losses_of)
         mine = [sum(m.batch.counts[k] for m in step.micros) for k in keys]
-        *counts, stop, audio_ms = self.machine.summed([*mine, int(self.stop_asked()), round(step.audio_s * 1000)])
+        told = [*mine, int(self.stop_asked()), round(step.audio_s * 1000), len(step.bad)]
+        *counts, stop, audio_ms, n_bad = self.machine.summed(told)
         if stop:
             self._stop()
-        if step.bad:
-            self.on_bad(step.bad)
+        if n_bad:
+            self._tell_bad(step.bad)
         lr = rate_at(self.spans, step.number, self.max_steps, self.recipe.optim)
         self.optimiser.set_rates(lr, self._span.rates if self._span else {})
         count_of = {k: max(1, c) for k, c in zip(keys, counts, strict=True)}
@@ -137,6 +139,12 @@ class Training:
             self._log(lr, norm)
         elif self.progress:
             self.progress.update(step=self.state.step, phase="train")
+
+    def _tell_bad(self, mine: Sequence[Bad]) -> None:
+        """Those of all ranks, on the one that writes."""
+        bad = self.machine.gathered(list(mine))
+        if self.machine.is_first:
+            self.on_bad(bad)
 
     def _look(self) -> None:
         """After a step, and before the first: measure, keep, save, stop."""

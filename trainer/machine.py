@@ -3,7 +3,8 @@
 import dataclasses
 import logging
 import os
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +12,11 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from trainer.errors import BadRecipe, TrainerError
+from trainer.errors import BadRecipe
+from trainer.launch import is_rank
 from trainer.recipe.loop import Loop
 from trainer.task import Parts
+from trainer.together import Ranks, join
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +31,7 @@ class Machine:
     precision: str  # bf16, fp16, fp32, fp64
     rank: int = 0
     world: int = 1
-    control: Any = None  # the gloo group over which counts and flags travel: no GPU waits for them
+    ranks: Ranks | None = None  # all of them, where there are several
 
     @property
     def is_first(self) -> bool:
@@ -46,21 +49,42 @@ class Machine:
         if self.world == 1:
             return values
         t = torch.tensor(values, dtype=torch.int64)
-        dist.all_reduce(t, group=self.control)
+        with self.together() as group:
+            dist.all_reduce(t, group=group)
         return [int(v) for v in t]
+
+    def largest(self, value: int) -> int:
+        """Of all ranks' numbers."""
+        return max(self.gathered([value]))
 
     def gathered(self, values: list[Any]) -> list[Any]:
         """Every rank's list, joined in the order of the ranks."""
         if self.world == 1:
             return values
         parts: list[Any] = [None] * self.world
-        dist.all_gather_object(parts, values, group=self.control)
+        with self.together() as group:
+            dist.all_gather_object(parts, values, group=group)
         return [v for part in parts for v in part]
 
     def wait(self) -> None:
         """Until every rank is here."""
         if self.world > 1:
-            dist.barrier(group=self.control)
+            with self.together() as group:
+                dist.barrier(group=group)
+
+    @contextmanager
+    def together(self) -> Iterator[Any]:
+        """Something that needs every rank, over this gloo group or another one. Raises RankLost."""
+        if self.ranks is None:
+            yield None
+            return
+        with self.ranks.together():
+            yield self.ranks.control
+
+    def any_asked(self, asked: Callable[[], bool]) -> Callable[[], bool]:
+        """The same question, answered by all ranks a second after one of them would say yes."""
+        ranks = self.ranks
+        return asked if ranks is None else lambda: ranks.any_asked(asked())
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
@@ -70,12 +94,13 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any
 
 
 def start_machine(loop: Loop) -> Machine:
-    """Takes the device that the recipe asks for, and this process's place under torchrun.
+    """Takes the device that the recipe asks for, and this process's place among the ranks.
 
     Raises BadRecipe where the device or its precision isn't there, TrainerError where not all ranks answer.
     """
     torch.set_num_threads(loop.threads)
-    world, local = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_RANK", "0"))
+    world = int(os.environ.get("WORLD_SIZE", "1")) if is_rank() else 1  # on a cluster it is set for every process
+    local = int(os.environ.get("LOCAL_RANK", "0"))
     device = _device(loop.device, local)
     precision = precision_of(loop.precision, device)
     # a CPU's threads would sum the gradient of an index in any order: two runs, two sets of weights
@@ -86,11 +111,10 @@ def start_machine(loop: Loop) -> Machine:
         torch.backends.cuda.matmul.allow_tf32 = True
     if world == 1:
         return Machine(device, precision)
-    if not dist.is_initialized():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
-    if dist.get_world_size() != world:
-        raise TrainerError(f"{dist.get_world_size()} ranks answered, {world} were started")
-    return Machine(device, precision, dist.get_rank(), world, dist.new_group(backend="gloo"))
+    if loop.shard and precision == "fp16":  # each rank would find a loss scale of its own
+        raise BadRecipe.one("train.loop.shard", "needs bf16 or fp32: this device or recipe computes in fp16")
+    ranks = join("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", loop.wait_s)
+    return Machine(device, precision, ranks.rank, world, ranks)
 
 
 def placed(parts: Parts, machine: Machine) -> Parts:

@@ -82,7 +82,8 @@ def any_lost(losses: Sequence[Mapping[str, Tensor]], machine: Machine) -> Tensor
     bad = [~torch.isfinite(v).all() for kept in losses for v in kept.values()]
     lost = torch.stack(bad).any().float() if bad else torch.zeros((), device=machine.device)
     if machine.world > 1:
-        dist.all_reduce(lost, dist.ReduceOp.MAX)
+        with machine.together():
+            dist.all_reduce(lost, dist.ReduceOp.MAX)
     return lost
 
 

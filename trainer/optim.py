@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from trainer.ranks import Joined
 from trainer.recipe.optim import Optim
+from trainer.sharded import Sharded
 
 
 def schedule_at(step: int, warmup_steps: int, max_steps: int, how: Optim) -> float:
@@ -29,6 +30,7 @@ class Optimiser:
     how: Optim
     scaler: torch.amp.GradScaler | None = None
     joined: Joined | None = None  # gradients of several ranks
+    sharded: Sharded | None = None  # or these, with their weights, in parts
 
     def join(self) -> None:
         """From here on the gradients of what trains now are added over all ranks, and no others."""
@@ -61,6 +63,8 @@ class Optimiser:
         if self.scaler and is_scaled:
             self.scaler.unscale_(self.adamw)
         norm = torch.nn.utils.clip_grad_norm_(self.named().values(), self.how.clip_norm, foreach=True)
+        if self.sharded:
+            norm = self.sharded.norm(norm)
         skipped = (~torch.isfinite(norm)).float()
         if lost is not None:
             skipped = torch.maximum(skipped, lost.to(skipped))
@@ -68,6 +72,8 @@ class Optimiser:
         self.adamw.step()
         if self.scaler and is_scaled:
             self.scaler.update()  # by what unscale_ found: the scale is halved, or grows after 2000 whole steps
+        if self.sharded:
+            self.sharded.mark()
         self.clear()
         return norm.detach(), skipped
 
@@ -87,6 +93,8 @@ class Optimiser:
         """Give its memory back: the training is over."""
         if self.joined:
             self.joined.close()
+        if self.sharded:
+            self.sharded.forget()
         self.adamw.state.clear()
         self.adamw.param_groups.clear()
         self.groups.clear()

@@ -136,16 +136,19 @@ class StepLoader:
         return Draw(seed, tuple(partners), done, augment)
 
 
+def evaluation_cut(task: Task[Any, Any], examples: Sequence[Example], micro_s: float) -> list[list[Example]]:
+    """Every example once, in homogeneous batches."""
+    sizes = [task.size(e, None) for e in examples]
+    return [[examples[i] for i in m] for m in cut(sizes, Cut(micro_s))]
+
+
 def evaluation_batches(
     task: Task[Any, Any],
-    examples: Sequence[Example],
-    micro_s: float,
+    micros: Sequence[Sequence[Example]],
     workers: int,
     stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[Loaded]:
-    """Every example once, without chance, in homogeneous batches; ends early where `stop` says so."""
-    sizes = [task.size(e, None) for e in examples]
-    micros = [[examples[i] for i in m] for m in cut(sizes, Cut(micro_s))]
+    """These batches, without chance; ends early where `stop` says so."""
     with decoders(workers, "audio") as pool:
         waiting: deque[Future[Loaded]] = deque()
         for n in range(len(micros) + workers):

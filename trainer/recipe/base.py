@@ -44,6 +44,8 @@ class Recipe(Section):
         wrong = mistakes_in(self.phases, self.optim.rates, self.loop.epochs, self.GROUPS)
         if wrong:
             raise ValueError("; ".join(wrong))
+        if self.loop.shard and self.data.frozen_gb:
+            raise ValueError("loop.shard excludes data.frozen_gb: say 0 to one of them")
         return self
 
     @property
@@ -96,6 +98,9 @@ RESUMABLE_CHANGES = (
     "loop.keep_best",
     "loop.micro_s",
     "loop.try_memory",
+    "loop.ranks",
+    "loop.shard",
+    "loop.wait_s",
     "averaging.best",
     "data.workers",
     "data.cache_gb",

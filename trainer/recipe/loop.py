@@ -36,7 +36,19 @@ class Loop(Section):
     )
     device: Literal["auto", "cuda", "mps", "cpu"] = Field(default="auto", description="auto: CUDA, then MPS, then CPU")
     seed: int = Field(default=1, ge=0, description="of every draw: weights, order, augmentation")
-    threads: int = Field(default=2, ge=1, description="CPU threads of torch; another number is another rounding")
+    threads: int = Field(default=2, ge=1, description="CPU threads of torch a rank; another number is another rounding")
+    ranks: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
+        default="auto", description="processes on this machine. auto: one a GPU, one where there is none"
+    )
+    shard: bool = Field(
+        default=False,
+        description="deal weights, gradients and optimiser to the ranks: for what does not fit one GPU, and slower",
+    )
+    wait_s: float = Field(
+        default=1800.0,
+        gt=0,
+        description="seconds that a rank waits for the others before it gives up; longer than the longest save",
+    )
     save_every_s: float = Field(default=600.0, gt=0, description="a checkpoint at least this often, seconds")
     save_every_steps: int | None = Field(default=None, gt=0, description="and at every such step")
     keep_last: int = Field(default=2, ge=1, description="newest checkpoints kept")
@@ -53,4 +65,6 @@ class Loop(Section):
             raise ValueError("give either steps or epochs, one of them")
         if (self.step_utts is None) == (self.step_s is None):
             raise ValueError("give either step_utts or step_s, one of them")
+        if self.shard and self.compile:
+            raise ValueError("compile and shard exclude each other")
         return self

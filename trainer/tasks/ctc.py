@@ -118,7 +118,7 @@ class CtcTask(AcousticTask[CtcRecipe]):
         if saved is None or lora is not None:
             model = self._base()
         else:
-            model = self._loaded(str(saved), None, torch.float32, fresh_head=False)
+            model = self._loaded(str(saved), None, hub.saved_dtype(self.recipe.loop), fresh_head=False)
         if self.is_wave:
             base = getattr(model, model.base_model_prefix)
             first = base.feature_extractor.conv_layers[0]

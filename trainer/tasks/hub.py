@@ -12,6 +12,7 @@ from transformers import AutoConfig
 from trainer.errors import BadRecipe
 from trainer.nf4 import dequantise, quantise
 from trainer.recipe.adapters import Adapters
+from trainer.recipe.loop import Loop
 
 ADAPTABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Embedding)  # what adapters go around (peft 0.21)
 
@@ -52,6 +53,11 @@ def _refused(name: str | None, e: Exception, hint: str = "") -> BadRecipe:
 def base_dtype(how: Adapters | None) -> torch.dtype:
     """Of weights as they are loaded: what is trained is float32, what adapters stand on may be less."""
     return torch.bfloat16 if how is not None and how.base_dtype == "bf16" else torch.float32
+
+
+def saved_dtype(how: Loop) -> torch.dtype:
+    """Of weights that a training saved: as it held them, so that a resume rounds nothing off."""
+    return torch.float64 if how.precision == "fp64" else torch.float32
 
 
 def plain(module: nn.Module) -> Any:

@@ -134,7 +134,7 @@ class Seq2SeqTask:
             how.name if fresh else str(saved),
             how.revision if fresh else None,
             config=self.config,
-            dtype=hub.base_dtype(lora) if fresh else torch.float32,
+            dtype=hub.base_dtype(lora) if fresh else hub.saved_dtype(self.recipe.loop),
             attn_implementation=self.attention,
         )
         keep_batch_norms_still(model)

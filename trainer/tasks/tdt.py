@@ -98,7 +98,7 @@ class TdtTask(AcousticTask[TdtRecipe]):
         if saved is None or lora is not None:
             model = self._base()
         else:
-            model = self._loaded(str(saved), None, torch.float32, fresh=False)
+            model = self._loaded(str(saved), None, hub.saved_dtype(self.recipe.loop), fresh=False)
         model.generation_config = self._generation()
         if self.recipe.model.batch_statistics == "frozen":
             keep_batch_norms_still(model)

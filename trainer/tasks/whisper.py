@@ -129,7 +129,7 @@ class WhisperTask:
         if saved is None or lora is not None:
             model = _base_model(self.recipe, self.processor)
         else:
-            model = _loaded(str(saved), None, torch.float32, self.recipe.model.attention)
+            model = _loaded(str(saved), None, hub.saved_dtype(self.recipe.loop), self.recipe.model.attention)
         self.max_tokens = int(model.config.max_target_positions)
         self._width = int(model.config.d_model)
         self._layers = (len(model.model.encoder.layers), len(model.model.decoder.layers))
