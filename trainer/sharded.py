@@ -17,7 +17,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, Shard
 
-from trainer.errors import OutOfMemory
+from trainer.errors import BadRecipe, OutOfMemory
 from trainer.machine import Machine
 
 
@@ -28,6 +28,7 @@ class Sharded:
     """
 
     def __init__(self, root: nn.Module, module: nn.Module, machine: Machine) -> None:
+        check_dealable(module)
         self.root = root
         self._module, self._machine = module, machine
         self._skeleton = skeleton(module)
@@ -131,16 +132,33 @@ class Sharded:
         )
 
 
+def check_dealable(module: nn.Module) -> None:
+    """Raises BadRecipe where a weight can't be dealt."""
+    single = [name for name, p in module.named_parameters() if p.ndim == 0]
+    if single:
+        raise BadRecipe.one(
+            "train.loop.shard", f"is not for this model: {single[0]} is a single number, which torch can't deal (2.13)"
+        )
+
+
 def units_of(module: nn.Module) -> list[nn.Module]:
-    """The layers of all stacks: members of one class of a plain list, outermost lists only."""
+    """The layers of all stacks: members of one class of a plain list, outermost lists only.
+
+    Not those that a task takes apart: a unit is whole only while its own forward runs.
+    """
     found: list[nn.Module] = []
     for child in module.children():
         members = list(child) if type(child) is nn.ModuleList else []
-        if members and len({type(m) for m in members}) == 1 and all(any(True for _ in m.parameters()) for m in members):
+        is_stack = bool(members) and len({type(m) for m in members}) == 1
+        if is_stack and all(_has_weights(m) and not getattr(m, "is_taken_apart", False) for m in members):
             found += members
         else:
             found += units_of(child)
     return found
+
+
+def _has_weights(module: nn.Module) -> bool:
+    return any(True for _ in module.parameters())
 
 
 def _out_of_memory(padded_s: float, n: int) -> None:

@@ -4,8 +4,10 @@ import json
 import time
 from pathlib import Path
 
-from support.steps import furthest, trained
+from support.speech import recipe_dict
+from support.steps import FAMILIES, furthest, trained
 
+from trainer.errors import BadRecipe
 from trainer.machine import Machine
 
 DRAWN = {"spec": {"p": 0.7, "freq_width": 4}, "gain_db": 3, "speed": [0.9, 1.0, 1.1]}
@@ -17,6 +19,9 @@ def step_law(machine: Machine, folder: str, families: str, more: str = "{}") -> 
     sections = json.loads(more)
     alone = Machine(machine.device, machine.precision)
     for family in families.split(","):
+        if machine.is_first:  # the model that some are trained from, written once
+            FAMILIES.get(family, recipe_dict)(Path(folder))
+        machine.wait()
         how = {"family": family, "augment": DRAWN, "steps": 2, **sections}
         one, _ = trained(Path(folder), micro_s=1000.0, machine=alone, **how)
         start, _ = trained(Path(folder), micro_s=1000.0, machine=alone, **{**how, "optim": {"lr": 1e-30}, "phases": []})
@@ -24,7 +29,12 @@ def step_law(machine: Machine, folder: str, families: str, more: str = "{}") -> 
             for micro_s in CUTS:
                 began = time.monotonic()
                 case = {**how, "loop": {**sections.get("loop", {}), "shard": is_sharded}}
-                many, n_micros = trained(Path(folder), micro_s=micro_s, machine=machine, **case)
+                try:
+                    many, n_micros = trained(Path(folder), micro_s=micro_s, machine=machine, **case)
+                except BadRecipe as e:
+                    if machine.is_first:
+                        print(json.dumps({"family": family, "refused": str(e)}), flush=True)
+                    break
                 if machine.is_first:
                     line = {"family": family, "sharded": is_sharded, "micro_s": micro_s, "micros": n_micros}
                     line |= {"off": furthest(one, many), "moved": furthest(start, one)}

@@ -11,7 +11,7 @@ from torch import nn
 from trainer.errors import BadRecipe
 from trainer.pieces import PART, forget_pieces, joined_pieces, remember, remembered
 from trainer.recipe.load import parse_recipe
-from trainer.sharded import skeleton, units_of
+from trainer.sharded import check_dealable, skeleton, units_of
 from trainer.task import make_task
 
 
@@ -54,6 +54,14 @@ def test_a_skeleton_has_no_number_in_it_and_what_is_tied_stays_tied() -> None:
     assert [n for n, p in bare.named_parameters() if p.requires_grad] == [
         n for n, p in model.named_parameters() if p.requires_grad
     ]
+
+
+def test_a_model_with_a_weight_that_can_not_be_dealt_is_refused() -> None:
+    module = nn.Linear(2, 2)
+    check_dealable(module)
+    module.scale = nn.Parameter(torch.tensor(1.0))
+    with pytest.raises(BadRecipe, match="scale is a single number"):
+        check_dealable(module)
 
 
 def piece(step: int, mine: torch.Tensor, n: int) -> dict:

@@ -62,8 +62,12 @@ def test_the_update_of_two_ranks_is_that_of_one_for_every_family_and_cut_joined_
 ) -> None:
     families = ["whisper", *FAMILIES]
     cases = laws(corpus, tmp_path, ",".join(families), {})
-    assert len(cases) == 6 * len(families)
-    for case in cases:
+    refused = {c["family"]: c["refused"] for c in cases if "refused" in c}
+    assert refused.keys() == {"moonshine_streaming"}, refused
+    assert "log_k is a single number" in refused["moonshine_streaming"]
+    measured = [c for c in cases if "refused" not in c]
+    assert len(measured) == 6 * len(families) - 3 * len(refused)
+    for case in measured:
         assert case["off"] < 1e-9, case
         assert case["moved"] > 1e-3, "a test of equality must see a training that moves"
 

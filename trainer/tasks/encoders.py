@@ -64,6 +64,10 @@ class Encoder:
     def freeze_convolutions(self, encoder: Any) -> None:
         """Those over the wave that came trained without transcripts, where there are such."""
 
+    def taken_apart(self, encoder: Any) -> Sequence[Any]:
+        """Layers whose own forward is not called, but that of what is in them."""
+        return ()
+
     @property
     def width(self) -> int:
         """Of features, or of what convolutions over a wave make of it."""
@@ -209,6 +213,9 @@ class Seamless(Encoder):
         for _ in range(c.num_adapter_layers if c.add_adapter else 0):
             n = (n + c.adaptor_stride // 2 * 2 - c.adaptor_kernel_size) // c.adaptor_stride + 1
         return n
+
+    def taken_apart(self, encoder: Any) -> Sequence[Any]:
+        return list(encoder.adapter.layers) if encoder.adapter is not None else ()
 
     def __call__(self, encoder: Any, sound: Sound) -> Tensor:
         conformer, n_B, extent_B = encoder.encoder, sound.inputs_B, sound.extents_B

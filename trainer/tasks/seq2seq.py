@@ -140,6 +140,8 @@ class Seq2SeqTask:
         keep_batch_norms_still(model)
         if how.freeze_features:
             self.family.encoder.freeze_convolutions(model.get_encoder())
+        for layer in self.family.encoder.taken_apart(model.get_encoder()):
+            layer.is_taken_apart = True  # no unit of its own where weights are dealt
         for name, p in model.named_parameters():
             if name.endswith(NEVER_FELT):
                 p.requires_grad_(False)
