@@ -58,7 +58,13 @@ class Diverged(TrainerError):
 
 
 class OutOfMemory(TrainerError):
-    pass
+    @classmethod
+    def of_one(
+        cls,
+        padded_s: float,
+        hint: str = "set loop.gradient_checkpointing: true, train adapters, or lower data.max_s",
+    ) -> "OutOfMemory":
+        return cls(f"one utterance of {padded_s:g} s is too much for this device's memory", hint)
 
 
 class NoSpace(TrainerError):

@@ -166,7 +166,7 @@ class Gradient:
         found = self.machine.gathered([(failed.padded_s, len(failed.examples))] if failed else [])
         for padded_s, n in found:
             if n == 1:
-                raise _too_long(padded_s)
+                raise OutOfMemory.of_one(padded_s)
             self.loader.cut.learn(padded_s, n // 2)
         worst = max(found)
         log.warning(
@@ -178,14 +178,7 @@ class Gradient:
 
 def _check_divisible(failed: Micro) -> None:
     if len(failed.examples) == 1:
-        raise _too_long(failed.padded_s)
-
-
-def _too_long(padded_s: float) -> OutOfMemory:
-    return OutOfMemory(
-        f"one utterance of {padded_s:g} s is too much for this device's memory",
-        "set loop.gradient_checkpointing: true, train adapters, or lower data.max_s",
-    )
+        raise OutOfMemory.of_one(failed.padded_s)
 
 
 def is_out_of_memory(e: BaseException) -> bool:

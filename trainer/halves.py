@@ -25,10 +25,8 @@ def predicted(task: Task[Any, Any], parts: Parts, micro: Micro, decode: Decode, 
     free_memory(machine.device)
     n = len(micro.examples)
     if n == 1:
-        raise OutOfMemory(
-            f"one utterance of {micro.padded_s:g} s is too much for this device's memory",
-            "lower train.eval.decode.beams, or choose a machine with more memory",
-        )
+        hint = "lower train.eval.decode.beams, or choose a machine with more memory"
+        raise OutOfMemory.of_one(micro.padded_s, hint)
     log.warning("out of memory at %d utterances of %g s: they are decoded in halves", n, micro.padded_s)
     rows: list[Row] = []
     for first, end in ((0, n // 2), (n // 2, n)):

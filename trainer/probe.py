@@ -202,10 +202,7 @@ class Gauge:
 
 def _refuse_one(length: LengthClass, n: int) -> None:
     if n <= 1:
-        raise OutOfMemory(
-            f"one utterance of {length.padded_s:g} s is too much for this device's memory",
-            "set loop.gradient_checkpointing: true, train adapters, or lower data.max_s",
-        )
+        raise OutOfMemory.of_one(length.padded_s)
 
 
 def _letters(manifest: Manifest) -> np.ndarray:

@@ -8,6 +8,7 @@ B batch · T samples (16 kHz) · F feature frames · M width of a feature · P e
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -37,7 +38,7 @@ class Sound:
     time_spans: Tensor
 
 
-class Encoder:
+class Encoder(ABC):
     """What a task asks of an encoder beside its weights."""
 
     hears_waves: ClassVar[bool] = False
@@ -49,9 +50,9 @@ class Encoder:
     def __init__(self, config: Any) -> None:
         self.config = config
 
+    @abstractmethod
     def positions(self, n: int) -> int:
         """How many positions the encoder makes of so many samples or feature frames; below 1 where they are too few."""
-        raise NotImplementedError
 
     def most_positions(self) -> int | None:
         """How many it can make; None: any number."""
@@ -61,7 +62,7 @@ class Encoder:
         """What SpecAugment masks of an input so long: bins or channels, and frames or positions."""
         return int(self.width), self.positions(n) if self.hears_waves else n
 
-    def freeze_convolutions(self, encoder: Any) -> None:
+    def freeze_convolutions(self, encoder: Any) -> None:  # noqa: B027 (most have none)
         """Those over the wave that came trained without transcripts, where there are such."""
 
     def taken_apart(self, encoder: Any) -> Sequence[Any]:
@@ -69,13 +70,13 @@ class Encoder:
         return ()
 
     @property
+    @abstractmethod
     def width(self) -> int:
         """Of features, or of what convolutions over a wave make of it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def __call__(self, encoder: Any, sound: Sound) -> Tensor:
         """(B, P, D)."""
-        raise NotImplementedError
 
 
 class Speech2Text(Encoder):
