@@ -59,6 +59,7 @@ def test_the_first_difference_is_named_with_its_step(tmp_path: Path) -> None:
     assert read_curve(tmp_path / "a.json") == other
 
 
+@pytest.mark.slow
 def test_curves_are_not_written_in_ci_nor_of_a_family_that_is_not_there() -> None:
     tool, before = str(CURVES.parent / "write_curves.py"), (CURVES / "whisper.json").read_bytes()
     refused, unknown = program(tool, "whisper", CI="true"), program(tool, "whispr")
