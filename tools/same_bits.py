@@ -21,7 +21,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tests")]
 
-from support.curves import FAMILIES, STEPS, Curve, curve, first_difference  # noqa: E402
+from support.curves import STEPS, Curve, curve, first_difference  # noqa: E402
+from support.families import FAMILIES  # noqa: E402
 
 
 class CannotRun(Exception):

@@ -6,32 +6,15 @@ norm stands beside the losses: AdamW forgives a gradient that is wrong by a cons
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from support.seq2seq import KINDS, seq2seq_dict
-from support.speech import (
-    ctc_dict,
-    distilled_ctc,
-    distilled_whisper,
-    make_corpus,
-    recipe_dict,
-    tdt_dict,
-    write_experiment,
-)
+from support.families import FAMILIES
+from support.speech import make_corpus, write_experiment
 
 STEPS = 50
-FAMILIES: dict[str, Callable[..., dict[str, Any]]] = {
-    "whisper": recipe_dict,
-    **{f: lambda corpus, f=f, **s: ctc_dict(corpus, f, **s) for f in ("parakeet", "wav2vec2", "hubert", "wavlm")},
-    **{kind: lambda corpus, kind=kind, **s: tdt_dict(corpus, kind, **s) for kind in ("tdt", "rnnt")},
-    "distilled-whisper": distilled_whisper,
-    "distilled-ctc": distilled_ctc,
-    **{kind: partial(seq2seq_dict, kind=kind) for kind in KINDS},
-}
 Curve = dict[str, list[float]]  # `loss/<key>` and `grad_norm` → a number a step
 
 

@@ -4,8 +4,8 @@ import json
 import time
 from pathlib import Path
 
-from support.speech import recipe_dict
-from support.steps import FAMILIES, furthest, trained
+from support.families import FAMILIES
+from support.steps import furthest, trained
 
 from trainer.errors import BadRecipe
 from trainer.machine import Machine
@@ -20,7 +20,7 @@ def step_law(machine: Machine, folder: str, families: str, more: str = "{}") -> 
     alone = Machine(machine.device, machine.precision)
     for family in families.split(","):
         if machine.is_first:  # the model that some are trained from, written once
-            FAMILIES.get(family, recipe_dict)(Path(folder))
+            FAMILIES[family](Path(folder))
         machine.wait()
         how = {"family": family, "augment": DRAWN, "steps": 2, **sections}
         one, _ = trained(Path(folder), micro_s=1000.0, machine=alone, **how)

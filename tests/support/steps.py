@@ -1,12 +1,10 @@
 """A few optimiser steps of a very small model of any family in float64, on as many ranks as there are."""
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from support.seq2seq import KINDS, seq2seq_dict
-from support.speech import ctc_dict, distilled_ctc, distilled_whisper, recipe_dict, tdt_dict
+from support.families import FAMILIES
 
 from trainer.data.loader import StepLoader
 from trainer.data.manifest import open_manifests
@@ -17,19 +15,6 @@ from trainer.optim import make_optimiser
 from trainer.recipe.load import parse_recipe
 from trainer.sharded import Sharded
 from trainer.task import make_task
-
-FAMILIES = {
-    "parakeet": lambda corpus, **s: ctc_dict(corpus, "parakeet", **s),
-    "wav2vec2": lambda corpus, **s: ctc_dict(corpus, "wav2vec2", **s),
-    "hubert": lambda corpus, **s: ctc_dict(corpus, "hubert", **s),
-    "wavlm": lambda corpus, **s: ctc_dict(corpus, "wavlm", **s),
-    "tdt": lambda corpus, **s: tdt_dict(corpus, "tdt", **s),
-    "rnnt": lambda corpus, **s: tdt_dict(corpus, "rnnt", **s),
-    "distilled-whisper": distilled_whisper,
-    "distilled-ctc": distilled_ctc,
-    **{kind: partial(seq2seq_dict, kind=kind) for kind in KINDS},
-}
-SLOW = set(KINDS) - {"speech_to_text", "moonshine"}
 
 
 def trained(
@@ -44,7 +29,7 @@ def trained(
     sections = dict(sections)
     loop = {"precision": "fp64", "micro_s": micro_s, "steps": steps, "step_utts": 8, **sections.pop("loop", {})}
     phases = sections.pop("phases", [])
-    recipe = parse_recipe({**FAMILIES.get(family, recipe_dict)(folder, loop=loop, **sections), "phases": phases})
+    recipe = parse_recipe({**FAMILIES[family](folder, loop=loop, **sections), "phases": phases})
     manifest = open_manifests([folder / "train.jsonl"], recipe.data, folder, folder / "cache")
     machine = machine or start_machine(recipe.loop)
     task = make_task(recipe)

@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.curves import FAMILIES, STEPS, Curve, curve, first_difference, read_curve, write_curve
+from support.curves import STEPS, Curve, curve, first_difference, read_curve, write_curve
+from support.families import FAMILIES
 
 ROOT = Path(__file__).parents[2]
 CURVES = Path(__file__).parent / "curves"

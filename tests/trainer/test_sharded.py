@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.families import FAMILIES
 from support.speech import recipe_dict
-from support.steps import FAMILIES
 from torch import nn
 
 from trainer.errors import BadRecipe
@@ -16,7 +16,7 @@ from trainer.task import make_task
 
 
 def built(family: str) -> nn.Module:
-    recipe = parse_recipe(FAMILIES.get(family, recipe_dict)(Path("/nowhere")))
+    recipe = parse_recipe(FAMILIES[family](Path("/nowhere")))
     return make_task(recipe).build().module
 
 

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.families import FAMILIES, SLOW
 from support.speech import make_corpus, recipe_dict
-from support.steps import FAMILIES, SLOW, furthest, trained
+from support.steps import furthest, trained
 
 
 def test_the_update_is_the_same_however_a_step_is_cut(tmp_path: Path) -> None:

@@ -27,6 +27,21 @@ def experiment(corpus: Path, family: str, name: str = "a.yaml", **sections: dict
     return write_experiment(corpus.parent / name, FAMILIES[family](corpus, **sections))
 
 
+def trained_whole_and_in_parts(file: Path, place: Path, last: int) -> None:
+    """Into `whole`, and, stopped twice, into `stopped`: the same weights, bit for bit, after the `last` step."""
+    train(file, RunDir(place / "whole"))
+    for n in (4, 9):
+        with pytest.raises(StopAsked):
+            train(file, RunDir(place / "stopped"), stop=After(n))
+    train(file, RunDir(place / "stopped"))
+    one, two = (
+        load_file(place / r / "checkpoints" / f"step-{last:08d}" / "model" / "model.safetensors")
+        for r in ("whole", "stopped")
+    )
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[k], two[k]) for k in one)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_stopped_and_resumed_it_ends_bit_identical_and_its_export_reproduces(
     corpus: Path, tmp_path: Path, family: str, capsys
@@ -37,17 +52,7 @@ def test_stopped_and_resumed_it_ends_bit_identical_and_its_export_reproduces(
         "model": {"dropout": 0.1, "text": "upper"},
     }
     file = experiment(corpus, family, **sections)
-    train(file, RunDir(tmp_path / "whole"))
-    for n in (4, 9):
-        with pytest.raises(StopAsked):
-            train(file, RunDir(tmp_path / "stopped"), stop=After(n))
-    train(file, RunDir(tmp_path / "stopped"))
-    one, two = (
-        load_file(tmp_path / r / "checkpoints" / "step-00000008" / "model" / "model.safetensors")
-        for r in ("whole", "stopped")
-    )
-    assert one.keys() == two.keys()
-    assert all(torch.equal(one[k], two[k]) for k in one)
+    trained_whole_and_in_parts(file, tmp_path, 8)
     whole, stopped = (lines(tmp_path / r / "reports" / "test.jsonl") for r in ("whole", "stopped"))
     assert [x["metrics"] for x in whole] == [x["metrics"] for x in stopped]
     assert [x["what"] for x in whole] == ["before training", "greedy"]
@@ -115,17 +120,7 @@ def test_a_model_that_writes_is_resumed_bit_identical_and_its_export_reproduces(
         "loss": {"label_smoothing": 0.1},
     }
     file = write_experiment(tmp_path / "a.yaml", seq2seq_dict(corpus, kind, **sections))
-    train(file, RunDir(tmp_path / "whole"))
-    for n in (4, 9):
-        with pytest.raises(StopAsked):
-            train(file, RunDir(tmp_path / "stopped"), stop=After(n))
-    train(file, RunDir(tmp_path / "stopped"))
-    one, two = (
-        load_file(tmp_path / r / "checkpoints" / "step-00000006" / "model" / "model.safetensors")
-        for r in ("whole", "stopped")
-    )
-    assert one.keys() == two.keys()
-    assert all(torch.equal(one[k], two[k]) for k in one)
+    trained_whole_and_in_parts(file, tmp_path, 6)
     whole = lines(tmp_path / "whole" / "reports" / "test.jsonl")
     said = {r["id"]: r["text"] for r in lines(tmp_path / "whole" / "reports" / "test-greedy.rows.jsonl")}
     for place in (["--run", str(tmp_path / "whole")], ["--model", str(tmp_path / "whole" / "export")]):

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.families import FAMILIES
 from support.pod import wait_until
-from support.speech import make_corpus, recipe_dict, write_experiment
-from support.steps import FAMILIES, furthest
+from support.speech import make_corpus, write_experiment
+from support.steps import furthest
 from support.trainings import command, environment, weights
 
 ROOT = Path(__file__).parents[2]
@@ -60,7 +61,7 @@ def laws(corpus: Path, tmp_path: Path, families: str, sections: dict) -> list[di
 def test_the_update_of_two_ranks_is_that_of_one_for_every_family_and_cut_joined_and_dealt(
     corpus: Path, tmp_path: Path
 ) -> None:
-    families = ["whisper", *FAMILIES]
+    families = list(FAMILIES)
     cases = laws(corpus, tmp_path, ",".join(families), {})
     refused = {c["family"]: c["refused"] for c in cases if "refused" in c}
     assert refused.keys() == {"moonshine_streaming"}, refused
@@ -102,7 +103,7 @@ HOW = {
 
 def experiment(tmp_path: Path, corpus: Path, name: str, family: str = "whisper", **loop: object) -> Path:
     how = {**HOW, "loop": {**HOW["loop"], **loop}}
-    return write_experiment(tmp_path / f"{name}.yaml", FAMILIES.get(family, recipe_dict)(corpus, **how))
+    return write_experiment(tmp_path / f"{name}.yaml", FAMILIES[family](corpus, **how))
 
 
 @pytest.fixture(scope="module")

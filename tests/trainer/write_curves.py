@@ -12,7 +12,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from support.curves import FAMILIES, curve, first_difference, read_curve, write_curve  # noqa: E402
+from support.curves import curve, first_difference, read_curve, write_curve  # noqa: E402
+from support.families import FAMILIES  # noqa: E402
 
 CURVES = Path(__file__).parent / "curves"
 
