@@ -246,6 +246,21 @@ class RunDir:
         return self.reports / "summary.json"
 
     @property
+    def data_health(self) -> Path:
+        """What the sets of the run are like: sizes, buckets, what was left out and why."""
+        return self.reports / "data.json"
+
+    @property
+    def sounds(self) -> Path:
+        """The worst utterances of its evaluations, to be listened to: FLAC files by a hash of their id."""
+        return self.reports / "audio"
+
+    @property
+    def page(self) -> Path:
+        """The report that a person looks at: one HTML file that needs no other."""
+        return self.reports / "report.html"
+
+    @property
     def export(self) -> Path:
         """The best model, loadable without this project."""
         return self.root / "export"

@@ -1,4 +1,4 @@
-"""The command line of the trainer: check · plan · prepare · train · evaluate · predict · average.
+"""The command line of the trainer: check · plan · prepare · train · evaluate · predict · average, and `commands`.
 
 Heavy modules are imported by the command that needs them: `check` answers without torch.
 """
@@ -16,6 +16,7 @@ from pathlib import Path
 
 from remote.fence import Superseded
 from remote.rundir import EXIT_SAVED, RunDir
+from trainer.commands import add_all
 from trainer.errors import BadRecipe, TrainerError
 from trainer.launch import count_gpus, is_rank, launch, leave_with_launcher, ranks_of
 from trainer.nodes import nodes_in
@@ -256,6 +257,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--out", type=Path, required=True, help="a folder that is not there yet")
     p.set_defaults(command=average)
+    add_all(commands)
     return parser
 
 

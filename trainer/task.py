@@ -26,6 +26,9 @@ TASKS = {
 }
 
 
+DURATIONS_S = (1.0, 3.0, 10.0, 30.0)  # edges of the bucket `duration`
+
+
 @dataclass(frozen=True, slots=True)
 class Example:
     """One manifest row with its audio found. Seconds are of the recording; `audio` is a path on this machine."""
@@ -41,7 +44,9 @@ class Example:
     meta: Mapping[str, Any] = field(default_factory=dict)
 
     def bucket(self, name: str) -> str:
-        """The value of a field that reports are split by: speaker, language, source, or one of meta."""
+        """The value of a field that reports are split by: duration, speaker, language, source, or one of meta."""
+        if name == "duration":
+            return next((f"under {edge:g} s" for edge in DURATIONS_S if self.duration_s < edge), "longer")
         value = getattr(self, name) if name in ("speaker", "language", "source") else self.meta.get(name, "")
         return str(value)
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from trainer.metrics.normalise import normaliser_named
-from trainer.metrics.wer import Errors, count_errors, interval, pooled
+from trainer.metrics.wer import count_errors, interval, pooled
 from trainer.recipe.eval import Eval
 from trainer.task import Report, Row
 
@@ -15,61 +15,65 @@ def score_transcripts(rows: Iterable[Row], how: Eval) -> Report:
 
     A row with a `reason` had no usable audio and counts as nothing heard: unreadable files never flatter a number.
 
-    Metrics: `wer`, `cer`, `wer_raw` (no normaliser), with S, D, I and N, per corpus; `wer/<bucket>=<value>` beside.
+    Metrics: `wer`, `cer`, `wer_raw` (no normaliser), with S, D, I and N, per corpus; `wer/<bucket>=<value>` beside. The
+    table has a line for all and one a bucket, each with its 95 % interval and what that was drawn from.
     """
     rows = list(rows)
     normaliser = normaliser_named(how.normaliser)
     refs = [normaliser.apply(r["reference"]) for r in rows]
     hyps = [normaliser.apply(r["text"]) for r in rows]
     words = [count_errors(a.split(), b.split()) for a, b in zip(refs, hyps, strict=True)]
-    letters = pooled([count_errors(list(a), list(b)) for a, b in zip(refs, hyps, strict=True)])
+    letters = [count_errors(list(a), list(b)) for a, b in zip(refs, hyps, strict=True)]
     raw = pooled([count_errors(r["reference"].split(), r["text"].split()) for r in rows])
-    whole = pooled(words)
-    low, high, unit = interval(words, [r.get("speaker", "") for r in rows], how.bootstrap)
+    speakers = [r.get("speaker", "") for r in rows]
+
+    def line(name: str, at: Sequence[int]) -> dict[str, Any]:
+        these = [words[i] for i in at]
+        low, high, unit = interval(these, [speakers[i] for i in at], how.bootstrap)
+        e = pooled(these)
+        return {
+            "set": name,
+            "wer": e.rate,
+            "cer": pooled([letters[i] for i in at]).rate,
+            "S": e.substitutions,
+            "D": e.deletions,
+            "I": e.insertions,
+            "N": e.length,
+            "utterances": len(at),
+            "unit": unit,
+            "low": low,
+            "high": high,
+        }
+
+    whole = line("all", range(len(rows)))
+    buckets = [line(f"{name}={value}", at) for name, value, at in _by_bucket(rows)]
     metrics = {
-        "wer": whole.rate,
-        "wer_low": low,
-        "wer_high": high,
-        "cer": letters.rate,
+        "wer": whole["wer"],
+        "wer_low": whole["low"],
+        "wer_high": whole["high"],
+        "cer": whole["cer"],
         "wer_raw": raw.rate,
-        "substitutions": float(whole.substitutions),
-        "deletions": float(whole.deletions),
-        "insertions": float(whole.insertions),
-        "words": float(whole.length),
+        "substitutions": float(whole["S"]),
+        "deletions": float(whole["D"]),
+        "insertions": float(whole["I"]),
+        "words": float(whole["N"]),
         "utterances": float(len(rows)),
         "unusable": float(sum(1 for r in rows if r.get("reason"))),
+        **{f"wer/{b['set']}": b["wer"] for b in buckets},
     }
-    table = [_line("all", words, unit=unit, low=low, high=high)]
-    for name, value, found in _by_bucket(rows, words):
-        metrics[f"wer/{name}={value}"] = pooled(found).rate
-        table.append(_line(f"{name}={value}", found))
     provenance = {
         "normaliser": normaliser.name,
         "normaliser_rules": normaliser.rules,
         "normaliser_sha256": normaliser.sha256,
-        "interval_over": unit,
+        "interval_over": whole["unit"],
     }
-    return Report(metrics, table, provenance)
+    return Report(metrics, [whole, *buckets], provenance)
 
 
-def _by_bucket(rows: Sequence[Row], words: Sequence[Errors]) -> Iterable[tuple[str, str, list[Errors]]]:
-    found: dict[tuple[str, str], list[Errors]] = defaultdict(list)
-    for row, errors in zip(rows, words, strict=True):
+def _by_bucket(rows: Sequence[Row]) -> Iterable[tuple[str, str, list[int]]]:
+    found: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for i, row in enumerate(rows):
         for name, value in row.get("buckets", {}).items():
-            found[name, value].append(errors)
-    for (name, value), group in sorted(found.items()):
-        yield name, value, group
-
-
-def _line(name: str, errors: Sequence[Errors], **more: Any) -> dict[str, Any]:
-    e = pooled(errors)
-    return {
-        "set": name,
-        "wer": e.rate,
-        "S": e.substitutions,
-        "D": e.deletions,
-        "I": e.insertions,
-        "N": e.length,
-        "utterances": len(errors),
-        **more,
-    }
+            found[name, value].append(i)
+    for (name, value), at in sorted(found.items()):
+        yield name, value, at

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from trainer.recipe.augment import Augment
+from trainer.recipe.keep import Keep
 from trainer.recipe.section import Section
 
 
@@ -34,6 +35,10 @@ class Source(Section):
         default={},
         description="keep rows whose field (speaker, language, source, or one of meta) has one of the values",
     )
+    audit: str | None = Field(
+        default=None, description="what `trainer audit` wrote about this manifest, which `keep` goes by"
+    )
+    keep: list[Keep] = Field(default=[], description="which of its utterances are good enough, by their audit")
     augment: Augment | None = Field(default=None, description="instead of train.augment, for this source")
 
     @model_validator(mode="after")
@@ -42,6 +47,8 @@ class Source(Section):
             raise ValueError("give either manifest (a JSON Lines file) or hub (a data set of the Hub), one of them")
         if self.min_s is not None and self.max_s is not None and self.min_s >= self.max_s:
             raise ValueError(f"min_s ({self.min_s}) must be below max_s ({self.max_s})")
+        if self.keep and self.audit is None:
+            raise ValueError("keep goes by an audit: name its file (trainer audit writes it)")
         return self
 
 
