@@ -102,6 +102,8 @@ def _told(path: Path, name: str, rows_of: Any) -> list[Told]:
             value = json.loads(line)
         except ValueError:
             continue  # torn by a kill
+        if not isinstance(value, dict):
+            continue
         what = str(value.get("what", ""))
         found.append(
             Told(

@@ -19,7 +19,8 @@ from trainer.results import sound_name
 from trainer.task import Row
 
 AGES = {"3-4": 0.16, "5-7": 0.09, "8-11": 0.05, "12+": 0.04, "unknown": 0.11}  # and how often a word is misheard
-WORDS = "the a my big red little dog ball cat runs jumps sees wants likes over under mommy said look there goes blue".split()
+WORDS = ["the", "a", "my", "big", "red", "little", "dog", "ball", "cat", "runs", "jumps", "sees", "likes", "over"]
+WORDS += ["under", "mommy", "said", "look", "there", "goes", "blue"]
 MISHEARD = {"the": "a", "my": "by", "red": "bread", "cat": "hat", "runs": "rums", "goes": "does", "there": "where"}
 BEGAN = 1_795_000_000.0
 SECRET = "hf_ThisMustNeverBeSeenAnywhere"
@@ -95,13 +96,13 @@ def make_run(
     how = Eval(normaliser="basic", every_steps=200, bootstrap=bootstrap)
     every = max(1, steps // 6)
     dev = []
-    for step in range(0, steps + 1, every):
+    done = steps if ended else steps // 2
+    for step in range(0, done + 1, every):
         rows = make_rows(60, quality * (1 + 6 * math.exp(-4 * step / steps)), seed=1)
         dev.append((step, _told(rows, how, name, step=step), rows))
     _write_lines(run.reports / "dev.jsonl", [told for _, told, _ in dev])
     _write_lines(run.reports / "dev.rows.jsonl", dev[-1][2])
-    _write_metrics(run, steps, {step: told["metrics"] for step, told, _ in dev})
-    done = steps if ended else steps // 2
+    _write_metrics(run, steps, done, {step: told["metrics"] for step, told, _ in dev})
     best = {"step": done, "metric": "wer", "value": dev[-1][1]["metrics"]["wer"]}
     progress = Progress(done, steps, 3.2, "train", BEGAN, BEGAN, loss=0.2, eta_s=600.0, best=best, audio_s_per_s=310.0)
     write_dataclass(run.progress, progress)
@@ -167,17 +168,26 @@ def _told(rows: Sequence[Row], how: Eval, run: str, **more: Any) -> dict[str, An
     return {**more, "metrics": dict(report.metrics), "table": list(report.table), "provenance": provenance}
 
 
-def _write_metrics(run: RunDir, steps: int, dev: Mapping[int, Mapping[str, float]]) -> None:
+def _write_metrics(run: RunDir, steps: int, end: int, dev: Mapping[int, Mapping[str, float]]) -> None:
     rng = np.random.default_rng(3)
     lines, t = [], BEGAN
     every = max(1, steps // 120)
-    for step in range(0, steps + 1, every):
+    for step in range(0, end + 1, every):
         if step:
             t += every * 0.8 * float(rng.uniform(0.9, 1.2))
             done = step / steps
             loss = 0.25 + 3.5 * math.exp(-7 * done) + float(rng.normal(0, 0.06))
-            values = {"loss/ce": loss, "lr": 1e-4 * min(1.0, 10 * done) * (1 - done), "grad_norm": 1 + float(rng.gamma(2, 0.3))}
-            values |= {"audio_s_per_s": float(rng.normal(310, 12)), "epoch": 3.2 * done, "skipped_steps": 0.0}
+            values = {
+                "loss/ce": loss,
+                "lr": 1e-4 * min(1.0, 10 * done) * (1 - done),
+                "grad_norm": 1 + float(rng.gamma(2, 0.3)),
+            }
+            values |= {
+                "audio_s_per_s": float(rng.normal(310, 12)),
+                "epoch": 3.2 * done,
+                "skipped_steps": 0.0,
+                "audio_h": 22 * done,
+            }
             lines.append({"step": step, "t": t, **values, "phase": 1.0 if done < 0.3 else 2.0})
         if step in dev:
             t += 6.5

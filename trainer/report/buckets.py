@@ -1,5 +1,6 @@
 """Error rates by bucket as tables and charts want them: a field at a time, in an order that people expect. Pure."""
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,6 +8,7 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 MOST = 40  # values of one field on a page
+FEW = 12
 REST = "the rest"
 
 
@@ -59,21 +61,26 @@ def fields_of(
 def score_of(line: Mapping[str, Any]) -> Score:
     """A line of a table, however much of it there is."""
     return Score(
-        wer=float(line.get("wer") or 0.0),
-        low=line.get("low"),
-        high=line.get("high"),
-        cer=line.get("cer"),
-        substitutions=int(line.get("S") or 0),
-        deletions=int(line.get("D") or 0),
-        insertions=int(line.get("I") or 0),
-        words=int(line.get("N") or 0),
-        utterances=int(line.get("utterances") or 0),
+        wer=_number(line.get("wer")) or 0.0,
+        low=_number(line.get("low")),
+        high=_number(line.get("high")),
+        cer=_number(line.get("cer")),
+        substitutions=int(_number(line.get("S")) or 0),
+        deletions=int(_number(line.get("D")) or 0),
+        insertions=int(_number(line.get("I")) or 0),
+        words=int(_number(line.get("N")) or 0),
+        utterances=int(_number(line.get("utterances")) or 0),
     )
 
 
 def in_order(items: Iterable[T], value_of: Callable[[T], str]) -> list[T]:
     """Values with numbers by these (3-4, 5-7, 12+), then those without by the alphabet, then what is unknown."""
     return sorted(items, key=lambda item: _place(value_of(item)))
+
+
+def _number(value: Any) -> float | None:
+    is_one = isinstance(value, (int, float)) and math.isfinite(value)
+    return float(value) if is_one else None
 
 
 def _place(value: str) -> tuple[int, list[float], str]:
@@ -88,7 +95,8 @@ def _place(value: str) -> tuple[int, list[float], str]:
 def _few(buckets: Sequence[Bucket], most: int) -> list[Bucket]:
     kept = sorted(buckets, key=lambda b: -b.after.words)
     kept, others = kept[:most], kept[most:]
-    ordered = in_order(kept, lambda b: b.value)
+    # few values are read in their own order, many are looked through for the worst
+    ordered = in_order(kept, lambda b: b.value) if len(kept) <= FEW else sorted(kept, key=lambda b: -b.after.wer)
     if not others:
         return ordered
     was = [b.before for b in others if b.before]

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
-HEIGHT, ROW = 290, 30  # px, of a chart and of a line of a chart with lines
+HEIGHT = 290  # px, of a chart
 TICKS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0)
 MARKS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "pentagon")
 
@@ -33,14 +33,16 @@ def loss_chart(named: Mapping[str, Curve], openings: Sequence[tuple[int, int]] =
 
 
 def curve_chart(
-    named: Mapping[str, Curve], y_title: str, openings: Sequence[tuple[int, int]] = (), tickformat: str = ""
+    named: Mapping[str, Curve], y_title: str, openings: Sequence[tuple[int, int]] = (), *, from_nought: bool = False
 ) -> "Figure":
     """Plain curves over the steps."""
     traces = [
         _line(thin(c), label(name), p.SERIES[n % len(p.SERIES)], showlegend=len(named) > 1)
         for n, (name, c) in enumerate(named.items())
     ]
-    return _with_phases(_figure(traces, y={"title": y_title, "tickformat": tickformat}), openings)
+    return _with_phases(
+        _figure(traces, y={"title": y_title, "rangemode": "tozero" if from_nought else "normal"}), openings
+    )
 
 
 def dev_chart(
@@ -51,7 +53,7 @@ def dev_chart(
     values = [v for points in runs.values() for _, v, *_ in points]
     for n, (name, points) in enumerate(runs.items()):
         strong, soft = ((p.ACCENT, p.ACCENT_SOFT), (p.WARM, p.WARM_SOFT))[n % 2]
-        said = label(name, 40)
+        said = label(name, 40) if len(runs) > 1 else "WER"
         spread = [(s, lo, hi) for s, _, lo, hi in points if lo is not None and hi is not None]
         if spread:
             floor = min(v for v in values if v > 0) / 3 if any(v > 0 for v in values) else 0.0
@@ -66,13 +68,26 @@ def dev_chart(
         traces.append({**line, "mode": "lines+markers", "marker": {"size": 6, "color": strong}})
         first = [(s, y) for s, y, *_ in points if s == 0]
         if first:
-            traces.append(_mark(*first[0], f"{said}: before training", "diamond-open", p.BEFORE, len(runs) == 1))
+            traces.append(
+                _mark(
+                    *first[0],
+                    f"{said}: before training" if len(runs) > 1 else "before training",
+                    "diamond-open",
+                    p.BEFORE,
+                    len(runs) == 1,
+                )
+            )
         found = [(s, y) for s, y, *_ in points if s == best.get(name)]
         if found:
-            traces.append(_mark(*found[0], f"{said}: best", "star", (p.WARM, p.ACCENT)[n % 2], len(runs) == 1))
-    for trace in traces:
-        if len(runs) == 1:
-            trace["name"] = str(trace["name"]).rpartition(": ")[2]
+            traces.append(
+                _mark(
+                    *found[0],
+                    f"{said}: best" if len(runs) > 1 else "best",
+                    "star",
+                    (p.WARM, p.ACCENT)[n % 2],
+                    len(runs) == 1,
+                )
+            )
     figure = _figure(traces, y={"title": "WER", "tickformat": ".3~%", "rangemode": "tozero"})
     _log_where_wide(figure, values, 8, percent=True)
     return figure
@@ -108,19 +123,19 @@ def bucket_chart(buckets: Sequence[Bucket]) -> "Figure":
         traces.append(_dots([(y, b.before, b.value) for y, b in inside], "before training", p.BEFORE, "circle-open"))
     traces.append(_dots([(y, b.after, b.value) for y, b in rows], "after", p.ACCENT, "circle"))
     beyond = [(y, b) for y, b in rows if b.before and edge is not None and b.before.wer > edge]
-    figure = _figure(traces, x={"title": "WER", "tickformat": ".3~%"}, height=96 + ROW * len(rows))
+    figure = _figure(traces, x={"title": "WER", "tickformat": ".3~%"}, height=_height(len(rows)))
     for y, b in beyond:
         assert b.before
         figure.add_annotation(
-            x=1, xref="paper", y=y, text=f"before: {b.before.wer:.0%} ▸", showarrow=False, xanchor="right",
+            x=1, xref="paper", y=y, text=f"{b.before.wer:.0%} ▸", showarrow=False, xanchor="right",
             font={"size": 11, "color": p.MUTED},
         )  # fmt: skip
-    figure.update_xaxes(range=[0, edge * 1.35] if edge is not None else None, rangemode="tozero", showgrid=True)
+    figure.update_xaxes(range=[0, edge * 1.3] if edge is not None else None, rangemode="tozero", showgrid=True)
     return _with_rows(figure, [f"{label(b.value, 22)}  " for _, b in rows])
 
 
-def difference_chart(rows: Sequence[tuple[str, float, float, float, float, str]], names: tuple[str, str]) -> "Figure":
-    """A forest: (set, difference, low, high, p, said on hover) a line, the first on top; left of nought b is better."""
+def difference_chart(rows: Sequence[tuple[str, float, float, float, str]], names: tuple[str, str]) -> "Figure":
+    """A forest, a line a set: (set, points of difference, low, high, said on hover); left of nought b is better."""
     lines = list(enumerate(reversed(rows)))
     kinds = (
         ("b is better", p.GOOD, lambda low, high: high < 0),
@@ -136,27 +151,30 @@ def difference_chart(rows: Sequence[tuple[str, float, float, float, float, str]]
         traces.append(
             {"type": "scatter", "mode": "markers", "name": said, "x": [r[1] for _, r in mine],
              "y": [y for y, _ in mine], "marker": {"color": colour, "size": 9}, "hoverinfo": "text",
-             "hovertext": [label(r[5], 200) for _, r in mine],
+             "hovertext": [label(r[4], 200) for _, r in mine],
              "error_x": {"type": "data", "symmetric": False, "array": [r[3] - r[1] for _, r in mine],
                          "arrayminus": [r[1] - r[2] for _, r in mine], "color": colour, "thickness": 2, "width": 0}}
         )  # fmt: skip
     figure = _figure(
-        traces, x={"title": "difference of WER, in points", "tickformat": "+.3~%"}, height=96 + ROW * len(lines)
+        traces, x={"title": "difference of WER, in points", "tickformat": ".3~f"}, height=_height(len(lines))
     )
+    figure.update_layout(showlegend=True)
     figure.add_vline(x=0, line={"color": p.MUTED, "width": 1})
     figure.update_xaxes(showgrid=True)
     return _with_rows(figure, [f"{label(r[0])}  " for _, r in lines])
 
 
 def histogram_chart(edges: Sequence[float], counts: Sequence[float], x_title: str) -> "Figure":
-    """Counts between edges, of which there is one more."""
-    middles = [(a + b) / 2 for a, b in pairwise(edges)]
-    widths = [b - a for a, b in pairwise(edges)]
-    said = [f"{a:g} to {b:g}: {n:g}" for (a, b), n in zip(pairwise(edges), counts, strict=False)]
-    bars = {"type": "bar", "x": middles, "y": list(counts), "width": widths, "hovertext": said, "hoverinfo": "text",
-            "marker": {"color": p.ACCENT, "line": {"color": p.CARD, "width": 1}}, "showlegend": False}  # fmt: skip
+    """Counts between edges, of which there is one more; edges need not be as far apart."""
+    names = [f"{a:g}–{b:g}" for a, b in pairwise(edges)]
+    at = list(range(len(names)))
+    said = [f"{name}: {n:g}" for name, n in zip(names, counts, strict=True)]
+    bars = {"type": "bar", "x": at, "y": list(counts), "hovertext": said, "hoverinfo": "text",
+            "marker": {"color": p.ACCENT}, "showlegend": False}  # fmt: skip
     figure = _figure([bars], x={"title": label(x_title, 60)}, y={"title": "utterances"}, height=230)
-    return figure.update_layout(hovermode="closest", bargap=0)
+    shown = at[:: math.ceil(len(at) / 12)]
+    figure.update_xaxes(tickmode="array", tickvals=shown, ticktext=[names[i] for i in shown], ticks="")
+    return figure.update_layout(hovermode="closest", bargap=0.08, margin={"l": 56, "r": 8, "t": 10, "b": 44})
 
 
 def _figure(
@@ -172,7 +190,7 @@ def _figure(
         "tickcolor": p.GRID, "ticklen": 4,
     }  # fmt: skip
     x = {"title": "step", "tickformat": "~s", "showgrid": False, **(x or {})}
-    y = {"nticks": 6, **(y or {})}
+    y = {"nticks": 6, "exponentformat": "e", **(y or {})}
     layout = {
         "template": {},
         "height": height,
@@ -182,7 +200,14 @@ def _figure(
         "font": {"family": FONT, "size": 12, "color": p.MUTED},
         "hovermode": "x unified",
         "hoverlabel": {"bgcolor": p.CARD, "bordercolor": p.GRID, "font": {"color": p.INK}},
-        "legend": {"orientation": "h", "x": 0, "xanchor": "left", "y": 1.0, "yanchor": "bottom"},
+        "legend": {
+            "itemsizing": "constant",
+            "orientation": "h",
+            "x": 0,
+            "xanchor": "left",
+            "y": 1.0,
+            "yanchor": "bottom",
+        },
         "xaxis": {**axis, **x, "title": {"text": x["title"], "standoff": 8}},
         "yaxis": {**axis, **y, "title": {"text": y.get("title", ""), "standoff": 8}},
     }
@@ -220,6 +245,11 @@ def _dots(rows: Sequence[tuple[int, Any, str]], name: str, colour: str, symbol: 
         "error_x": {"type": "data", "symmetric": False, "array": beside("high"), "arrayminus": beside("low"),
                     "color": colour, "thickness": 1.6, "width": 0},
     }  # fmt: skip
+
+
+def _height(n_lines: int) -> int:
+    """Of a chart with lines: px."""
+    return 96 + (30 if n_lines <= 12 else 23) * n_lines
 
 
 def _edge(buckets: Sequence[Bucket]) -> float | None:

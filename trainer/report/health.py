@@ -62,7 +62,7 @@ def _shown(value: Any, name: str, figures: Figures, depth: int) -> list[Markup]:
         return [_histogram(value, name, figures)]
     if _is_numbers(value):
         return [_numbers(value, name)]
-    if len(value) > 1 and all(isinstance(v, dict) and v and all(map(_is_plain, v.values())) for v in value.values()):
+    if _is_objects(value):
         return [_objects(value, name)]
     plain = [(said(k), number(v)) for k, v in value.items() if _is_plain(v)]
     found: list[Markup] = [facts(plain)] if plain else []
@@ -149,6 +149,15 @@ def _is_number(value: Any) -> bool:
 
 def _is_numbers(value: Any) -> bool:
     return isinstance(value, dict) and bool(value) and all(map(_is_number, value.values()))
+
+
+def _is_objects(value: Mapping[str, Any]) -> bool:
+    """Several things of one kind: plain values under the same names in all of them."""
+    of = list(value.values())
+    if len(of) < 2 or not all(isinstance(v, dict) and v and all(map(_is_plain, v.values())) for v in of):
+        return False
+    common = set(of[0]).intersection(*of[1:])
+    return 2 * len(common) >= max(map(len, of))
 
 
 def _is_histogram(value: Mapping[str, Any]) -> bool:

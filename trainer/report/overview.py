@@ -8,10 +8,12 @@ from remote.rundir import FAILED, LOST, STOPPED, SUCCEEDED
 from trainer.report.buckets import Score, whole_of
 from trainer.report.html import Markup, el, text
 from trainer.report.reading import ReadRun
-from trainer.report.tables import facts, number
+from trainer.report.tables import count, facts, number
 from trainer.results import Told
 
 PILLS = {SUCCEEDED: "good", "trained": "good", FAILED: "bad", LOST: "bad", STOPPED: "wait"}
+
+NAMES = {"lora": "LoRA", "dora": "DoRA", "qlora": "QLoRA"}
 
 
 def title(read: ReadRun) -> Markup:
@@ -27,7 +29,7 @@ def title(read: ReadRun) -> Markup:
 def hero(read: ReadRun) -> Markup | None:
     """The number at the left, what it took at the right."""
     results = read.results
-    told, before = (results.headline, results.before) if results else (None, None)
+    told, before = read.headline, results.before if results else None
     return el("div", el("div", _number(read, told, before)), facts(facts_of(read)), cls="hero")
 
 
@@ -83,7 +85,7 @@ def _number(read: ReadRun, told: Told | None, before: Told | None) -> Sequence[A
         return el("p", text(said), cls="was")
     spread = f"95 %: {100 * (score.low or 0):.1f}–{100 * (score.high or 0):.1f}" if score.has_interval else ""
     unit = told.table[0].get("unit")
-    over = f" (over {unit})" if spread and unit else ""
+    over = f", the interval over {unit}" if spread and unit else ""
     was = headline_of(before) if before and before is not told else None
     parts = [
         el("p", "WER on ", text(set_name(told)), cls="muted"),
@@ -92,7 +94,7 @@ def _number(read: ReadRun, told: Told | None, before: Told | None) -> Sequence[A
         _made_of(score),
         el(
             "p",
-            f"{number(score.words)} words in {number(score.utterances)} utterances{over}. Normaliser ",
+            f"{count(score.words, 'word')} in {count(score.utterances, 'utterance')}{over}. Normaliser ",
             normaliser_name(told.provenance),
             f". CER {100 * score.cer:.2f} %." if score.cer is not None else ".",
             cls="muted small",
@@ -100,7 +102,9 @@ def _number(read: ReadRun, told: Told | None, before: Told | None) -> Sequence[A
     ]
     missing = told.metrics.get("unusable") or 0
     if missing:
-        parts.append(el("p", f"{missing:.0f} utterances had no usable audio, and count as not heard.", cls="note"))
+        parts.append(
+            el("p", f"{count(int(missing), 'utterance')} without usable audio: counted as not heard.", cls="note")
+        )
     return parts
 
 
@@ -150,7 +154,7 @@ def _state(read: ReadRun) -> Markup | None:
 def _model(train: Mapping[str, Any]) -> Markup | None:
     model = train.get("model")
     model = model if isinstance(model, dict) else {}
-    name = model.get("name") or model.get("init") or model.get("base") or model.get("pretrained")
+    name = model.get("name")
     if isinstance(name, str):
         return text(name)
     if "from_scratch" in model:
@@ -164,8 +168,8 @@ def _adapters(train: Mapping[str, Any]) -> Markup | str | None:
         return None
     if not isinstance(adapters, dict):
         return "all weights"
-    kind = adapters.get("kind") or adapters.get("method") or "LoRA"
-    rank = adapters.get("rank") or adapters.get("r")
+    kind = NAMES.get(str(adapters.get("kind", "lora")), adapters.get("kind"))
+    rank = adapters.get("r")
     return el("span", text(kind), f", rank {rank}" if rank else "")
 
 
@@ -191,7 +195,7 @@ def _cost(read: ReadRun, hours: float | None) -> str | None:
 def _commit(read: ReadRun) -> Markup | None:
     commit = read.source.get("commit")
     if not commit:
-        told = read.results.headline if read.results else None
+        told = read.headline
         commit = told.provenance.get("commit") if told else None
     if not commit:
         return None

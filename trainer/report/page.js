@@ -3,11 +3,7 @@
   "use strict";
   const told = JSON.parse(document.getElementById("told").textContent);
   const night = matchMedia("(prefers-color-scheme: dark)");
-  const config = {
-    displaylogo: false,
-    responsive: true,
-    modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
-  };
+  const config = { responsive: true, displayModeBar: false }; // its buttons send charts to a server of plotly's
   let onPaper = false;
 
   function coloured(value) {
@@ -23,7 +19,7 @@
       const place = document.getElementById(id);
       const { data, layout } = night.matches && !onPaper ? coloured(figure) : structuredClone(figure);
       try {
-        Plotly.react(place, data, layout, { ...config, displayModeBar: onPaper ? false : "hover" });
+        Plotly.react(place, data, layout, config);
         const alt = place.querySelector(".alt");
         if (alt) alt.remove();
       } catch (e) {

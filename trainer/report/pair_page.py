@@ -9,6 +9,7 @@ from trainer.metrics.paired import Comparison, Difference, compare_rows
 from trainer.recipe.eval import Eval
 from trainer.report import overview
 from trainer.report.alignment import align_rows
+from trainer.report.buckets import FEW, in_order
 from trainer.report.charts import curve_chart, dev_chart, difference_chart
 from trainer.report.html import Markup, el, text
 from trainer.report.parts import Figures, chart, section
@@ -18,7 +19,7 @@ from trainer.report.secrecy import differences
 from trainer.report.series import curve, keys, smooth
 from trainer.report.shell import document
 from trainer.report.sounds import Sounds
-from trainer.report.tables import Cell, number, percent, table
+from trainer.report.tables import Cell, count, number, percent, table
 from trainer.report.utterances import legend, pair_card, some_at_once
 from trainer.task import Row
 
@@ -50,7 +51,7 @@ def _compared(
     a: ReadRun, b: ReadRun, names: tuple[str, str]
 ) -> tuple[Comparison | None, tuple[list[Row], list[Row]], str]:
     """The comparison of what both headlines were made of, or why there is none."""
-    told = [r.results.headline if r.results else None for r in (a, b)]
+    told = [r.headline for r in (a, b)]
     if told[0] is None or told[1] is None:
         return None, ([], []), f"{names[0] if told[0] is None else names[1]} has measured nothing yet."
     rows = (told[0].read_rows(), told[1].read_rows())
@@ -107,11 +108,11 @@ def _hero(compared: Comparison | None, names: tuple[str, str], why_not: str) -> 
         el("p", text(verdict), f", p {_p(whole.p)}", cls=f"was {kind}"),
     ]
     alike = whole.utterances - whole.better - whole.worse
-    counted = f"{number(whole.better)} utterances are better in the second, {number(whole.worse)} worse"
-    paired = f"{number(whole.words)} words in {number(whole.utterances)} utterances that both have, paired by id"
+    counted = f"{count(whole.better, 'utterance')} better in the second, {number(whole.worse)} worse"
+    paired = f"{count(whole.words, 'word')} in {count(whole.utterances, 'utterance')} that both have, paired by id"
     right = [
-        el("p", el("b", f"{100 * whole.wer_a:.2f} % "), text(names[0]), cls="was"),
-        el("p", el("b", f"{100 * whole.wer_b:.2f} % "), text(names[1]), cls="was"),
+        el("p", el("b", f"{100 * whole.wer_a:.2f} % "), el("span", text(names[0]), cls="a"), cls="was"),
+        el("p", el("b", f"{100 * whole.wer_b:.2f} % "), el("span", text(names[1]), cls="b"), cls="was"),
         el("p", f"{counted}, {number(alike)} alike.", cls="muted"),
         el(
             "p",
@@ -122,8 +123,8 @@ def _hero(compared: Comparison | None, names: tuple[str, str], why_not: str) -> 
         ),
     ]
     if compared.only_a or compared.only_b:
-        said = f"{compared.only_a} utterances are in the first alone, {compared.only_b} in the second alone: left out."
-        right.append(el("p", said, cls="note"))
+        said = f"{count(compared.only_a, 'utterance')} in the first alone, {compared.only_b} in the second alone"
+        right.append(el("p", f"{said}: left out.", cls="note"))
     return el("div", el("div", left), el("div", right), cls="hero")
 
 
@@ -139,7 +140,7 @@ def _facts(a: ReadRun, b: ReadRun, names: tuple[str, str]) -> list[Any]:
 
 def _headlines(a: ReadRun, b: ReadRun) -> list[tuple[str, Cell, Cell]]:
     def cells(read: ReadRun) -> tuple[str, Cell]:
-        told = read.results.headline if read.results else None
+        told = read.headline
         score = overview.headline_of(told) if told else None
         if told is None or score is None:
             return "", Cell("–")
@@ -153,33 +154,51 @@ def _headlines(a: ReadRun, b: ReadRun) -> list[tuple[str, Cell, Cell]]:
 
 
 def _differences(compared: Comparison | None, names: tuple[str, str], figures: Figures) -> list[Any]:
+    """All and the fields of few values at once; of a field with many, those that differ most come first."""
     if compared is None:
         return []
-
-    def said(d: Difference) -> str:
-        rates = f"{100 * d.wer_a:.2f} % and {100 * d.wer_b:.2f} %"
-        return f"{d.set}: {rates}, p {_p(d.p)}, {d.words} words, {d.utterances} utterances"
-
-    drawn = [(d.set.replace("=", ": ", 1), d.difference, d.low, d.high, d.p, said(d)) for d in compared.differences]
-    alt = f"Differences of WER by bucket, {names[1]} minus {names[0]}: " + "; ".join(
-        f"{d.set} {_signed(100 * d.difference)} points" for d in compared.differences[:12]
-    )
-    rows = [
-        [Cell(text(d.set.replace("=", ": ", 1))), percent(d.wer_a, 2), percent(d.wer_b, 2),
-         Cell(_signed(100 * d.difference, 2), d.difference), Cell(f"{_signed(100 * d.low)} to {_signed(100 * d.high)}"),
-         Cell(_p(d.p), d.p), d.better, d.worse, d.words, d.utterances]
-        for d in compared.differences
-    ]  # fmt: skip
-    heads = ["set", "WER a", "WER b", "points", "95 %", "p", "better", "worse", "words", "utterances"]
+    fields: dict[str, list[Difference]] = {}
+    for d in compared.differences[1:]:
+        fields.setdefault(d.set.partition("=")[0], []).append(d)
+    few = [d for of in fields.values() if len(of) <= FEW for d in in_order(of, lambda d: d.set.partition("=")[2])]
+    many = {field: sorted(of, key=lambda d: d.difference) for field, of in fields.items() if len(of) > FEW}
     note = (
         f"a is {names[0]}, b is {names[1]}; below nought b is better. The p of a bucket is its own: of twenty buckets "
         "one is below 0.05 by chance."
     )
-    return [
-        chart(figures, difference_chart(drawn, names), "", alt),
-        el("p", text(note), cls="muted small"),
-        table(heads, rows),
-    ]
+    first = [compared.differences[0], *few]
+    shown: list[Any] = [_forest(first, names, figures), el("p", text(note), cls="muted small"), _lines(first)]
+    for field, of in many.items():
+        folded = el("details", el("summary", "as a table"), _lines(of), cls="fold")
+        shown += [el("h3", "By ", text(field)), _forest(of, names, figures), folded]
+    return shown
+
+
+def _forest(some: Sequence[Difference], names: tuple[str, str], figures: Figures) -> Markup:
+    def said(d: Difference) -> str:
+        rates = f"{100 * d.wer_a:.2f} % and {100 * d.wer_b:.2f} %"
+        return f"{_set(d)}: {rates}, p {_p(d.p)}, {count(d.words, 'word')}, {count(d.utterances, 'utterance')}"
+
+    drawn = [(_set(d), 100 * d.difference, 100 * d.low, 100 * d.high, said(d)) for d in some]
+    each = "; ".join(f"{_set(d)} {_signed(100 * d.difference)}" for d in some[:12])
+    alt = f"Differences of WER in points, {names[1]} minus {names[0]}: {each}."
+    return chart(figures, difference_chart(drawn, names), "", alt)
+
+
+def _lines(some: Sequence[Difference]) -> Markup:
+    rows = [
+        [Cell(text(_set(d))), percent(d.wer_a, 2), percent(d.wer_b, 2),
+         Cell(_signed(100 * d.difference, 2), d.difference),
+         Cell(f"{_signed(100 * d.low)} to {_signed(100 * d.high)}", d.high - d.low),
+         Cell(_p(d.p).removeprefix("= "), d.p), d.better, d.worse, d.words, d.utterances]
+        for d in some
+    ]  # fmt: skip
+    heads = ["set", "WER a", "WER b", "points", "95 %", "p", "better", "worse", "words", "utterances"]
+    return table(heads, rows)
+
+
+def _set(d: Difference) -> str:
+    return d.set.replace("=", ": ", 1)
 
 
 def _curves(a: ReadRun, b: ReadRun, names: tuple[str, str], figures: Figures) -> list[Any]:
@@ -205,7 +224,7 @@ def _curves(a: ReadRun, b: ReadRun, names: tuple[str, str], figures: Figures) ->
 def _changed(
     a: ReadRun, b: ReadRun, rows: tuple[list[Row], list[Row]], compared: Comparison | None, names: tuple[str, str]
 ) -> list[Any]:
-    told = a.results.headline if a.results else None
+    told = a.headline
     normaliser = normaliser_of(told)[0] if told else None
     if compared is None or normaliser is None:
         return []

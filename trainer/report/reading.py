@@ -15,7 +15,7 @@ from remote.rundir import FINAL, Progress, RunDir, Status, parse_progress, parse
 from trainer.errors import BadData
 from trainer.report.secrecy import without_secrets
 from trainer.report.series import Line, read_lines
-from trainer.results import RunResults, read_results
+from trainer.results import RunResults, Told, read_results
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,14 @@ class ReadRun:
     def train(self) -> Mapping[str, Any]:
         """The recipe as it was written; {} where it is unknown."""
         return _mapping(self.experiment.get("train"))
+
+    @property
+    def headline(self) -> Told | None:
+        """What its number was made of; an evaluation by hand where there is nothing else."""
+        if self.results is None:
+            return None
+        by_hand = self.results.evaluated
+        return self.results.headline or (by_hand[-1] if by_hand else None)
 
     @property
     def state(self) -> str:

@@ -9,7 +9,7 @@ import yaml
 from remote.clock import duration
 from trainer.metrics.normalise import NORMALISERS, Normaliser
 from trainer.report import overview
-from trainer.report.alignment import align_rows, frequent_errors, worst
+from trainer.report.alignment import Aligned, align_rows, frequent_errors, worst
 from trainer.report.buckets import Bucket, fields_of, whole_of
 from trainer.report.charts import bucket_chart, bucket_curves, curve_chart, dev_chart, loss_chart
 from trainer.report.health import health_parts
@@ -19,10 +19,12 @@ from trainer.report.reading import ReadRun
 from trainer.report.series import Curve, curve, evaluations, keys, paces, phases
 from trainer.report.shell import document
 from trainer.report.sounds import Sounds
-from trainer.report.tables import Cell, bucket_table, facts, number, percent, spread, table
+from trainer.report.tables import Cell, bucket_table, count, facts, number, percent, spread, table
 from trainer.report.utterances import card, frequent_lists, legend, some_at_once
-from trainer.results import Told
+from trainer.results import Told, sound_name
 
+MOST_MEASURED = 8  # evaluations of dev in a table; of more, the first, the best and the last
+MOST_HEARD = 30  # more utterances, of those whose sound was kept
 WORST = 20  # utterances, where the recipe does not say how many
 MOST_CURVES = 8  # values of a field whose curves can still be told apart
 
@@ -99,11 +101,11 @@ def _curves(read: ReadRun, figures: Figures) -> Sequence[Any]:
     for field, named in _dev_by_field(read):
         said = f"WER on dev over the steps for each {field}."
         shown.append(chart(figures, bucket_curves(named), f"WER on dev by {field}", said))
-    for key, name, form in (("lr", "Learning rate", ".1~e"), ("grad_norm", "Gradient norm", "")):
+    for key, name in (("lr", "Learning rate"), ("grad_norm", "Gradient norm")):
         found = curve(lines, key)
         if found:
             said = f"{name} over the steps, between {min(found.values):.3g} and {max(found.values):.3g}."
-            shown.append(chart(figures, curve_chart({name: found}, name.lower(), opened, form), name, said))
+            shown.append(chart(figures, curve_chart({name: found}, name.lower(), opened), name, said))
     return el("div", shown, cls="two") if shown else []
 
 
@@ -125,7 +127,7 @@ def _dev_by_field(read: ReadRun) -> list[tuple[str, dict[str, Curve]]]:
 
 def _buckets(read: ReadRun, figures: Figures) -> list[Markup]:
     results = read.results
-    told = results.headline if results else None
+    told = read.headline
     if results is None or told is None:
         return []
     before = results.before
@@ -135,7 +137,8 @@ def _buckets(read: ReadRun, figures: Figures) -> list[Markup]:
     shown = [
         el(
             "p",
-            f"On {overview.set_name(told)}. Lines are 95 % intervals; S, D, I count words mistaken, missed, added.",
+            f"On {overview.set_name(told)}. Lines are 95 % intervals. Before training: a ring, or a number (▸) at the "
+            "edge where it lies far beyond. S, D, I count words mistaken, missed, added.",
             cls="muted",
         )
     ]
@@ -150,11 +153,11 @@ def _buckets(read: ReadRun, figures: Figures) -> list[Markup]:
 def _beside(figure: Markup, numbers: Markup, buckets: Sequence[Bucket]) -> Markup:
     if len(buckets) > 12:
         return Markup(figure + el("details", el("summary", "as a table"), numbers, cls="fold"))
-    return el("div", figure, numbers, cls="two")
+    return el("div", figure, numbers, cls="beside")
 
 
 def _errors(read: ReadRun) -> list[Any]:
-    told = read.results.headline if read.results else None
+    told = read.headline
     rows = told.read_rows() if told else []
     if told is None or not rows or "reference" not in rows[0]:
         return []
@@ -163,24 +166,31 @@ def _errors(read: ReadRun) -> list[Any]:
         return [el("p", warning, cls="note")]
     aligned = align_rows(rows, normaliser)
     wrong = worst(aligned, _n_worst(read))
+    in_it = {a.row["id"] for a in wrong}
+    # what was kept with its sound was kept to be heard, however it was chosen
+    heard = [a for a in worst(aligned, len(aligned)) if a.row["id"] not in in_it and _has_sound(read, a)]
     if not wrong:
         return [el("p", "Every utterance was heard as it was written.")]
     n_wrong = sum(a.errors > 0 for a in aligned)
     sounds = Sounds(read.run.sounds)
-    cards = [card(a, sounds, n + 1) for n, a in enumerate(wrong)]
+    cards = [card(a, sounds, n + 1) for n, a in enumerate([*wrong, *heard[:MOST_HEARD]])]
     return [
         el("p", warning, cls="note") if warning else None,
         el(
             "p",
-            f"{number(n_wrong)} of {number(len(aligned))} utterances have an error. The most frequent ones:",
+            f"{number(n_wrong)} of {count(len(aligned), 'utterance')} with an error. The most frequent errors:",
             cls="muted",
         ),
         frequent_lists(frequent_errors(aligned)),
-        el("h3", f"The {len(wrong)} utterances with most errors"),
+        el("h3", f"{count(len(wrong), 'utterance')} with most errors"),
         legend(),
         sounds.note(),
         some_at_once(cards),
     ]
+
+
+def _has_sound(read: ReadRun, aligned: Aligned) -> bool:
+    return (read.run.sounds / sound_name(str(aligned.row["id"]))).is_file()
 
 
 def _n_worst(read: ReadRun) -> int:
@@ -193,9 +203,10 @@ def _measurements(read: ReadRun) -> list[Any]:
     results = read.results
     if results is None:
         return []
-    dev = [t for t in results.dev if t.step == 0] + [t for t in results.dev if t.step != 0]
+    chosen, dev = best_step(read), list(results.dev)
+    few = [t for t in dev if t.step in (0, chosen) or t is dev[-1]] if len(dev) > MOST_MEASURED else dev
     rows = []
-    for told in [*dev, *results.test, *results.evaluated]:
+    for told in [*few, *results.test, *results.evaluated]:
         s = whole_of(told.table)
         if s:
             rows.append(
@@ -227,14 +238,21 @@ def _speed(read: ReadRun, figures: Figures) -> list[Any]:
     shown = []
     if rate:
         said = f"Seconds of audio trained on a second: {median(rate.values):.0f} in the middle."
-        shown.append(chart(figures, curve_chart({"audio": rate}, "s of audio a second"), "Speed of training", said))
+        shown.append(
+            chart(
+                figures,
+                curve_chart({"audio": rate}, "s of audio a second", from_nought=True),
+                "Speed of training",
+                said,
+            )
+        )
     if made:
         by_phase = {
             f"phase {n}": Curve([p.step for p in made if p.phase == n], [p.seconds for p in made if p.phase == n])
             for n in sorted({p.phase for p in made})
         }
         said = f"Seconds of wall time a step: {median(p.seconds for p in made):.3g} in the middle."
-        shown.append(chart(figures, curve_chart(by_phase, "s a step"), "Time of a step", said))
+        shown.append(chart(figures, curve_chart(by_phase, "s a step", from_nought=True), "Time of a step", said))
     told = [
         ("audio a second, median", f"{median(rate.values):,.0f} s" if rate else None),
         ("a step, median", f"{median(p.seconds for p in made):.3g} s" if made else None),
@@ -256,7 +274,7 @@ def _per_hour(read: ReadRun) -> str | None:
 
 
 def _provenance(read: ReadRun) -> list[Any]:
-    told = read.results.headline if read.results else None
+    told = read.headline
     said = told.provenance if told else {}
     known = ("normaliser", "normaliser_rules", "normaliser_sha256", "commit", "dirty", "run", "decode")
     pairs: list[tuple[str, Any]] = [

@@ -63,16 +63,14 @@ def thin(whole: Curve, most: int = 800) -> Curve:
 
 
 def smooth(whole: Curve, over: int = 0) -> Curve:
-    """An exponential mean over about so many points (a thirtieth of them by default), without a slow start."""
+    """A mean over about so many points (a thirtieth of them by default) that lags neither way.
+
+    An exponential mean (without a slow start) from the left and one from the right, and the middle of both.
+    """
     over = over or max(1, len(whole.steps) // 30)
-    decay = 1 - 1 / over
-    mean = weight = 0.0
-    values = []
-    for value in whole.values:
-        mean = decay * mean + (1 - decay) * value
-        weight = decay * weight + (1 - decay)
-        values.append(mean / weight)
-    return Curve(whole.steps, values)
+    from_left = _exponential(whole.values, over)
+    from_right = _exponential(whole.values[::-1], over)[::-1]
+    return Curve(whole.steps, [(a + b) / 2 for a, b in zip(from_left, from_right, strict=True)])
 
 
 @dataclass(frozen=True)
@@ -122,6 +120,17 @@ def phases(lines: Sequence[Line]) -> list[tuple[int, int]]:
         if _is_number(line.get("phase")):
             found.setdefault(int(line["phase"]), line["step"])
     return sorted(found.items())[1:]
+
+
+def _exponential(values: Sequence[float], over: int) -> list[float]:
+    decay = 1 - 1 / over
+    mean = weight = 0.0
+    found = []
+    for value in values:
+        mean = decay * mean + (1 - decay) * value
+        weight = decay * weight + (1 - decay)
+        found.append(mean / weight)
+    return found
 
 
 def _is_number(value: Any) -> bool:

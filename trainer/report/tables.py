@@ -17,8 +17,13 @@ class Cell:
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[Any]], caption: str = "", *, sortable: bool = True) -> Markup:
-    """A column whose cells are `Cell`s with a value, or numbers, stands right. The first column names the line."""
-    numeric = [any(_value(row[i]) is not None for row in rows if i < len(row)) for i in range(len(heads))]
+    """A column whose cells are `Cell`s with a value, or numbers, stands right. The first column names the line.
+
+    A column of which nothing is known in any line is left out.
+    """
+    known = [i for i in range(len(heads)) if i == 0 or not rows or any(_is_known(row[i]) for row in rows)]
+    heads, rows = [heads[i] for i in known], [[row[i] for i in known] for row in rows]
+    numeric = [any(_value(row[i]) is not None for row in rows) for i in range(len(heads))]
 
     def head(i: int, name: str) -> Markup:
         return el(
@@ -47,7 +52,7 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[Any]], caption: str = ""
 def bucket_table(field: str, buckets: Sequence[Bucket]) -> Markup:
     """One field: WER with interval after training and before, characters, kinds of errors, size."""
     with_before = any(b.before for b in buckets)
-    heads = [field, "words", "utterances", "WER", "95 %", *(["before"] if with_before else []), "CER", "S", "D", "I"]
+    heads = [field, "words", "utts", "WER", "95 %", *(["before"] if with_before else []), "CER", "S", "D", "I"]
     rows = []
     for b in buckets:
         s = b.after
@@ -82,10 +87,20 @@ def number(value: Any) -> Any:
     return value if isinstance(value, Markup) else text(value)
 
 
+def count(n: int, one: str) -> str:
+    """`1 utterance`, `2 utterances`."""
+    return f"{number(n)} {one}{'' if n == 1 else 's'}"
+
+
 def facts(pairs: Sequence[tuple[str, Any]]) -> Markup:
     """A list of names and values; those without a value are not there."""
     shown = [el("div", el("dt", name), el("dd", value)) for name, value in pairs if value not in (None, "", [])]
     return el("dl", shown, cls="facts")
+
+
+def _is_known(cell: Any) -> bool:
+    shown = cell.shown if isinstance(cell, Cell) else cell
+    return shown is not None and not (isinstance(shown, str) and shown == "–")
 
 
 def _value(cell: Any) -> float | None:

@@ -1,5 +1,6 @@
 """Utterances one by one: what was said over what was heard, with every error coloured and the sound beside it."""
 
+import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -8,13 +9,16 @@ from trainer.report.html import Markup, el, text
 from trainer.report.sounds import Sounds
 
 SHOWN_AT_ONCE = 10
-KINDS = {"S": "substituted", "D": "missed", "I": "added"}
+KINDS = {"S": "mistaken", "D": "missed", "I": "added"}
 
 
 def aligned_words(pairs: Sequence[Pair]) -> Markup:
     """Two lines, word under word; errors are told by colour, by a line, and in words to a screen reader."""
     return el(
-        "div", [_pair(p) for p in pairs] or el("i", "nothing was said, nothing was heard"), cls="align", dir="auto"
+        "div",
+        [_pair(p) for p in pairs] or el("i", "nothing was said, nothing was heard"),
+        cls="align",
+        dir=_direction(pairs),
     )
 
 
@@ -31,7 +35,7 @@ def card(aligned: Aligned, sounds: Sounds, rank: int) -> Markup:
     return el(
         "article",
         el("header", el("b", f"{rank}. "), el("code", text(row.get("id", ""))), facts),
-        aligned_words(aligned.pairs),
+        el("div", aligned_words(aligned.pairs), cls="heard"),
         sounds.player(str(row.get("id", ""))),
         _as_written(("said", row.get("reference", "")), ("heard", row.get("text", ""))),
         cls="utterance",
@@ -76,6 +80,12 @@ def frequent_lists(found: Frequent) -> Markup:
         _bars("Added", "I", [(text(w), n) for w, n in found.inserted]),
         cls="three",
     )
+
+
+def _direction(pairs: Sequence[Pair]) -> str:
+    """That of what was said, whatever was heard."""
+    letters = (unicodedata.bidirectional(c) for p in pairs for c in p.said)
+    return "rtl" if next((k for k in letters if k in ("L", "R", "AL")), "L") != "L" else "ltr"
 
 
 def _bars(title: str, kind: str, rows: Sequence[tuple[Any, int]]) -> Markup:
