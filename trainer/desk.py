@@ -121,7 +121,8 @@ class Desk:
             book.text(self.state.step, "summary", headline)
         log.info("%s", headline)
         log.info("model: %s", self.run.export)
-        self._show()
+        if self.recipe.log.report:
+            self._show()
 
     def _show(self) -> None:
         """The page for a person. Whatever goes wrong with it is said, and the run is none the worse."""

@@ -25,6 +25,15 @@ MISHEARD = {"the": "a", "my": "by", "red": "bread", "cat": "hat", "runs": "rums"
 BEGAN = 1_795_000_000.0
 SECRET = "hf_ThisMustNeverBeSeenAnywhere"
 
+UNKIND: Row = {
+    "id": "</script><script>document.title='taken'</script>",
+    "text": "<img src=x onerror=\"document.title='taken'\"> שלום <b>עולם</b> \ud800",
+    "reference": "שלום עולם \u202e יפה מאוד",
+    "speaker": "'\"><svg onload=alert(1)>",
+    "duration_s": 2.0,
+    "buckets": {"age": "<script>alert(1)</script>", "a'; rm -rf /": "\x00"},
+}
+
 EXPERIMENT: dict[str, Any] = {
     "name": "children",
     "pod": {
@@ -207,4 +216,4 @@ def _write_sounds(run: RunDir, rows: Sequence[Row], n: int) -> None:
 
 
 def _write_lines(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")

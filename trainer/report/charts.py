@@ -124,12 +124,14 @@ def bucket_chart(buckets: Sequence[Bucket]) -> "Figure":
     traces.append(_dots([(y, b.after, b.value) for y, b in rows], "after", p.ACCENT, "circle"))
     beyond = [(y, b) for y, b in rows if b.before and edge is not None and b.before.wer > edge]
     figure = _figure(traces, x={"title": "WER", "tickformat": ".3~%"}, height=_height(len(rows)))
-    for y, b in beyond:
-        assert b.before
-        figure.add_annotation(
-            x=1, xref="paper", y=y, text=f"{b.before.wer:.0%} ▸", showarrow=False, xanchor="right",
-            font={"size": 11, "color": p.MUTED},
-        )  # fmt: skip
+    at_edge = [(y, b.before.wer) for y, b in beyond if b.before]
+    figure.update_layout(
+        annotations=[
+            {"x": 1, "xref": "paper", "y": y, "text": f"{wer:.0%} ▸", "showarrow": False, "xanchor": "right",
+             "font": {"size": 11, "color": p.MUTED}}
+            for y, wer in at_edge
+        ]
+    )  # fmt: skip
     figure.update_xaxes(range=[0, edge * 1.3] if edge is not None else None, rangemode="tozero", showgrid=True)
     return _with_rows(figure, [f"{label(b.value, 22)}  " for _, b in rows])
 

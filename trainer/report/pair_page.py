@@ -29,7 +29,7 @@ RESAMPLES = 1000
 
 
 def pair_page(a: ReadRun, b: ReadRun) -> bytes:
-    """The file. Raises TrainerError where plotly is missing."""
+    """The file."""
     figures: Figures = {}
     names = _names(a, b)
     compared, rows, why_not = _compared(a, b, names)
@@ -54,7 +54,10 @@ def _compared(
     told = [r.headline for r in (a, b)]
     if told[0] is None or told[1] is None:
         return None, ([], []), f"{names[0] if told[0] is None else names[1]} has measured nothing yet."
-    rows = (told[0].read_rows(), told[1].read_rows())
+    try:
+        rows = (told[0].read_rows(), told[1].read_rows())
+    except BadData as e:
+        return None, ([], []), f"{e.message}."
     for name, of in zip(names, rows, strict=True):
         if not of:
             return None, rows, f"The transcripts of {name} are not here: pull the run's reports."

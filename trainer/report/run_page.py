@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from remote.clock import duration
+from trainer.errors import BadData
 from trainer.metrics.normalise import NORMALISERS, Normaliser
 from trainer.report import overview
 from trainer.report.alignment import Aligned, align_rows, frequent_errors, worst
@@ -30,7 +31,7 @@ MOST_CURVES = 8  # values of a field whose curves can still be told apart
 
 
 def run_page(read: ReadRun) -> bytes:
-    """The file. Raises TrainerError where plotly is missing."""
+    """The file."""
     figures: Figures = {}
     head = Markup(overview.title(read) + (overview.hero(read) or ""))
     parts = [
@@ -158,7 +159,10 @@ def _beside(figure: Markup, numbers: Markup, buckets: Sequence[Bucket]) -> Marku
 
 def _errors(read: ReadRun) -> list[Any]:
     told = read.headline
-    rows = told.read_rows() if told else []
+    try:
+        rows = told.read_rows() if told else []
+    except BadData as e:
+        return [el("p", text(e.message), cls="note")]
     if told is None or not rows or "reference" not in rows[0]:
         return []
     normaliser, warning = normaliser_of(told)

@@ -5,16 +5,13 @@ import hashlib
 from collections.abc import Sequence
 from importlib.resources import files
 
-from trainer.errors import TrainerError
 from trainer.report.html import Markup, el, json_for_script
 from trainer.report.palette import NIGHT, variables
 from trainer.report.parts import Figures
 
-DRAWN = frozenset({"data", "layout"})  # of a figure
-
 
 def document(title: str, parts: Sequence[Markup | None], links: Sequence[tuple[str, str]], figures: Figures) -> bytes:
-    """The whole file. Raises TrainerError where plotly is missing."""
+    """The whole file."""
     scripts = [_plotly(), _own("page.js")] if figures else [_own("page.js")]
     # the page may run these two scripts and no other, and ask nobody for anything: whatever its data says
     policy = (
@@ -44,10 +41,8 @@ def document(title: str, parts: Sequence[Markup | None], links: Sequence[tuple[s
 
 
 def _plotly() -> str:
-    try:
-        from plotly.offline import get_plotlyjs
-    except ImportError:
-        raise TrainerError("a report's charts need plotly, which is not installed here", "pip install plotly") from None
+    from plotly.offline import get_plotlyjs
+
     return str(get_plotlyjs())
 
 
