@@ -137,31 +137,41 @@ def make_run(
 
 
 def health() -> dict[str, Any]:
-    """What an audit would say of the sets."""
+    """What a training says of its sets, and an audit of its sources."""
 
-    def of(n: int, hours: float, speakers: int) -> dict[str, Any]:
+    def of(name: str, n: int, hours: float, speakers: int) -> dict[str, Any]:
         shares = (0.1, 0.3, 0.35, 0.15, 0.1)
+        buckets = [(f"age={a}", s) for a, s in zip(AGES, shares, strict=True)] + [
+            ("noise=noisy", 0.3),
+            ("noise=quiet", 0.7),
+        ]
         return {
+            "set": name,
             "utterances": n,
             "hours": hours,
             "speakers": speakers,
-            "buckets": {
-                "age": {a: round(n * s) for a, s in zip(AGES, shares, strict=True)},
-                "noise": {"quiet": round(0.7 * n), "noisy": round(0.3 * n)},
+            "sha256": "b" * 64,
+            "durations_s": {
+                "edges": [0, 1, 2, 3, 5, 10, 20, 30],
+                "utterances": [n // k for k in (20, 5, 4, 4, 6, 20, 90, 200)],
             },
-            "duration_s": {"edges": [0, 1, 2, 3, 5, 10, 20, 30], "counts": [n // k for k in (20, 5, 4, 4, 6, 20, 90)]},
-            "chars_per_s": {"p1": 1.2, "p5": 3.4, "p50": 9.1, "p95": 15.0, "p99": 19.2},
+            "chars_per_s": {"p1": 1.2, "p10": 3.4, "p50": 9.1, "p90": 15.0, "p99": 19.2},
+            "buckets": [{"set": b, "utterances": round(n * s), "hours": round(hours * s, 2)} for b, s in buckets],
+            "quarantined": {"utterances": 10, "reasons": {"no such file": 7, "shorter than … s": 3}},
         }
 
-    train = {
-        **of(4200, 3.9, 61),
-        "quarantine": {"no such file": 7, "shorter than 0.1 s": 3},
-        "left_out": [
-            {"rule": "age 3-4: max_wer 0.9 or max_cer 0.5", "utterances": 212, "hours": 0.21},
-            {"rule": "all: max_chars_per_s 25", "utterances": 31, "hours": 0.02},
-        ],
+    rules = [
+        {"where": {"age": ["3-4", "5-7"]}, "utterances": 1680, "left_out": 212, "left_out_h": 0.21,
+         "by_limit": {"max_wer": 190, "max_chars_per_s": 31}},
+        {"where": {}, "utterances": 2520, "left_out": 31, "left_out_h": 0.02, "by_limit": {"max_wer": 31}},
+    ]  # fmt: skip
+    source = {"source": "talkbank", "utterances": 4443, "hours": 4.1, "used": 4200, "used_hours": 3.9}
+    source |= {"filtered": {"max_s": 0, "keep": 243}, "rules": rules, "audit_sha256": "c" * 64}
+    source |= {"audit": {"utterances": 4443, "flags": {"clipped": 12, "duplicate_sound": 4, "disagrees": 260}}}
+    return {
+        "sets": [of("train", 4200, 3.9, 61), of("dev", 200, 0.2, 8), of("test", 240, 0.23, 24)],
+        "sources": [source],
     }
-    return {"train": train, "dev": of(200, 0.2, 8), "test": of(240, 0.23, 24)}
 
 
 def _told(rows: Sequence[Row], how: Eval, run: str, **more: Any) -> dict[str, Any]:

@@ -238,15 +238,17 @@ def test_whatever_stands_in_the_data_a_page_has_the_scripts_of_a_page(run: RunDi
 @given(JSON)
 def test_data_health_is_drawn_whatever_is_in_it(health: Any) -> None:
     figures: dict[str, Any] = {}
-    parts = "".join(health_parts({"train": health, "<b>": {"x": health}}, figures))
-    assert not {"b", "script"} & set(Reader(parts).tags)
+    parts = "".join(health_parts({"train": health, "<marquee>": {"x": health}}, figures))
+    assert not {"marquee", "script"} & set(Reader(parts).tags)
 
 
 def test_data_health_becomes_tables_bars_and_histograms(run: RunDir) -> None:
     reader = page_of(run)
     assert "utterances hours speakers" in reader.text
-    assert "age 3-4: max_wer 0.9 or max_cer 0.5" in reader.text
-    assert "5-7 1 260 30 %" in reader.text
+    assert "max_wer 190; max_chars_per_s 31" in reader.text
+    assert "5-7 1 260 1.17" in reader.text
+    assert "duplicate_sound 4" in reader.text
+    assert {"quarantined", "by limit", "left out, h"} <= {s.strip() for s in reader.said}
 
 
 # what a page says

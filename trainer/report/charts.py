@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from trainer.report import palette as p
@@ -166,16 +165,15 @@ def difference_chart(rows: Sequence[tuple[str, float, float, float, str]], names
     return _with_rows(figure, [f"{label(r[0])}  " for _, r in lines])
 
 
-def histogram_chart(edges: Sequence[float], counts: Sequence[float], x_title: str) -> "Figure":
-    """Counts between edges, of which there is one more; edges need not be as far apart."""
-    names = [f"{a:g}–{b:g}" for a, b in pairwise(edges)]
+def histogram_chart(names: Sequence[str], counts: Sequence[float], x_title: str, y_title: str) -> "Figure":
+    """A bar a bin, each as wide as the others however far apart its edges are."""
     at = list(range(len(names)))
     said = [f"{name}: {n:g}" for name, n in zip(names, counts, strict=True)]
     bars = {"type": "bar", "x": at, "y": list(counts), "hovertext": said, "hoverinfo": "text",
             "marker": {"color": p.ACCENT}, "showlegend": False}  # fmt: skip
-    figure = _figure([bars], x={"title": label(x_title, 60)}, y={"title": "utterances"}, height=230)
-    shown = at[:: math.ceil(len(at) / 12)]
-    figure.update_xaxes(tickmode="array", tickvals=shown, ticktext=[names[i] for i in shown], ticks="")
+    figure = _figure([bars], x={"title": label(x_title, 60)}, y={"title": label(y_title, 60)}, height=230)
+    shown = at[:: math.ceil(len(at) / 6)]
+    figure.update_xaxes(tickmode="array", tickvals=shown, ticktext=[names[i] for i in shown], ticks="", tickangle=0)
     return figure.update_layout(hovermode="closest", bargap=0.08, margin={"l": 56, "r": 8, "t": 10, "b": 44})
 
 

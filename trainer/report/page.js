@@ -50,6 +50,10 @@
   if (typeof Plotly !== "undefined") {
     draw();
     night.addEventListener("change", draw);
+    for (const fold of document.querySelectorAll("details")) // what was folded had no width to be drawn in
+      fold.addEventListener("toggle", () => {
+        for (const place of fold.querySelectorAll(".js-plotly-plot")) if (fold.open) Plotly.Plots.resize(place);
+      });
     addEventListener("beforeprint", () => { onPaper = true; draw(); });
     addEventListener("afterprint", () => { onPaper = false; draw(); });
   }
