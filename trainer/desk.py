@@ -121,6 +121,19 @@ class Desk:
             book.text(self.state.step, "summary", headline)
         log.info("%s", headline)
         log.info("model: %s", self.run.export)
+        if self.recipe.log.report:
+            self._show()
+
+    def _show(self) -> None:
+        """The page for a person. Whatever goes wrong with it is said, and the run is none the worse."""
+        self.fence.check()
+        try:
+            from trainer.report.page import write_page
+
+            write_page(self.run.root, self.run.page)
+            log.info("report: %s", self.run.page)
+        except Exception as e:
+            log.warning("no report was written: %s", e)
 
     def release(self) -> None:
         """Give back what training needed: at the end one model at a time has to fit, as it did all along."""

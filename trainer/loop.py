@@ -234,7 +234,7 @@ class Training:
         eta_s = (self.max_steps - s.step) * (s.train_s / max(1, s.step))
         epoch = self.loader.plan.epoch_at(s.step)
         values |= {"lr": lr, "grad_norm": grad_norm, "audio_s_per_s": audio_per_s, "epoch": epoch}
-        values |= {"skipped_steps": float(s.skipped)}
+        values |= {"skipped_steps": float(s.skipped), "audio_h": s.audio_s / 3600}
         if self.optimiser.scaler:
             values["scale_lowered"] = float(s.scale_lowered)
         if len(self.spans) > 1 and self._span:

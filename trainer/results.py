@@ -97,11 +97,13 @@ def _told(path: Path, name: str, rows_of: Any) -> list[Told]:
     if not path.exists():
         return []
     found = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             value = json.loads(line)
         except ValueError:
             continue  # torn by a kill
+        if not isinstance(value, dict):
+            continue
         what = str(value.get("what", ""))
         found.append(
             Told(

@@ -83,7 +83,7 @@ def recipe_dict(corpus: Path, **sections: Mapping[str, Any]) -> dict[str, Any]:
             "decode": {"max_new_tokens": 6},
             "bootstrap": 50,
         },
-        "log": {"every_steps": 2, "tensorboard": False},
+        "log": {"every_steps": 2, "tensorboard": False, "report": False},
     }
     for name, section in sections.items():
         train[name] = {**train.get(name, {}), **section}

@@ -37,7 +37,7 @@ def weights(run: Path, step: int) -> dict[str, torch.Tensor]:
 
 def test_a_run_leaves_everything_that_was_promised(corpus: Path, tmp_path: Path) -> None:
     run = RunDir(tmp_path / 'it\'s a "run"')
-    train(experiment(corpus, log={"tensorboard": True}), run)
+    train(experiment(corpus, log={"tensorboard": True, "report": True}), run)
     dev, test = lines(run.reports / "dev.jsonl"), lines(run.reports / "test.jsonl")
     assert [r["step"] for r in dev] == [0, 3, 6], "the first row is the model before training"
     assert [r["what"] for r in test] == [
@@ -58,6 +58,22 @@ def test_a_run_leaves_everything_that_was_promised(corpus: Path, tmp_path: Path)
     assert summary["best_step"] == json.loads(run.best.read_text())["step"]
     for name in ("model.safetensors", "tokenizer.json", "recipe.json", "provenance.json"):
         assert (run.export / name).exists(), name
+    page = run.page.read_text(encoding="utf-8")
+    assert f"{100 * test[1]['metrics']['wer']:.2f} %" in page
+    assert "By <bdi>age</bdi>" in page
+
+
+def test_a_report_that_cannot_be_written_is_said_and_fails_nothing(
+    corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = RunDir(tmp_path / "run")
+    (run.page / "in the way").mkdir(parents=True)
+    with caplog.at_level("INFO", logger="trainer"):
+        train(experiment(corpus, log={"report": True}), run)
+    assert json.loads(run.summary.read_text())["headline"].startswith("test WER ")
+    assert (run.export / "recipe.json").exists()
+    assert [r.message for r in caplog.records if r.message.startswith("no report was written")]
+    assert not list(run.reports.glob(".*.tmp")), "nothing half-written is left"
     assert not run.quarantine.exists()
 
 

@@ -12,3 +12,4 @@ class Log(Section):
         default=10, gt=0, description="a line in the log, and a row of metrics, every so many steps"
     )
     tensorboard: bool = Field(default=True, description="also write events for TensorBoard")
+    report: bool = Field(default=True, description="write the page reports/report.html at the end (5 MB and more)")
