@@ -41,7 +41,7 @@ class Member:
 
 def archives_in(folder: Path) -> list[Path]:
     """The archives that lie in a folder, by name. Raises BadData where two would be unpacked as one."""
-    found = sorted(p for p in folder.iterdir() if p.is_file() and stem_of(p) and not p.name.startswith("."))
+    found = sorted(p for p in folder.iterdir() if stem_of(p) and p.is_file() and not p.name.startswith("."))
     stems: dict[str, Path] = {}
     for path in found:
         other = stems.setdefault(stem_of(path), path)

@@ -1,0 +1,348 @@
+"""`trainer prepare children`: the competition's files become manifests whose sets share no speaker."""
+
+import contextlib
+import hashlib
+import json
+import os
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainer.data.archives import archives_in, stem_of, unpack
+from trainer.data.children import BY, TEST_NAMES, Grouping, Row, group_rows, json_lines, read_transcripts
+from trainer.data.finder import AudioFinder
+from trainer.data.places import data_root
+from trainer.data.pool import decoders
+from trainer.data.sounds import Heard, hear, noise_of
+from trainer.data.splits import SETS, Split, split, subset
+from trainer.errors import AudioError, BadData
+from trainer.task import Bad
+
+SLACK_S = 0.1  # by how much a row's duration may be wrong before it is counted as a lie
+MANIFESTS = ("train", "dev", "test", "dev_small", "long", "quarantine")
+LANGUAGE = "en"
+Line = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class How:
+    """What a person may choose."""
+
+    dev: float = 0.05
+    test: float = 0.05
+    dev_small: int = 500
+    seed: int = 0
+    max_s: float = 30.0
+    max_bad_share: float = 0.05
+    workers: int = 0  # threads that decode; 0: as many as there are processors
+
+
+def prepare_children(source: str, out: str, unpack_to: str | None, how: How) -> int:
+    """Manifests of SOURCE under `out`, all at once. Raises BadData where too much of it can't be used."""
+    folder = Path(source) if Path(source).exists() else data_root() / source
+    target = data_root() / out
+    if not folder.is_dir():
+        raise BadData(f"{folder} is not a folder", "name the one with train_word_transcripts.jsonl and the audio")
+    room = data_root() / unpack_to if unpack_to else target / "audio"
+    rows, bad = read_transcripts(folder)
+    finder = AudioFinder(_folders(folder, room, leave=(target, room, folder / "test")))
+    target.mkdir(parents=True, exist_ok=True)
+    heard, unheard = _heard_all(rows, finder, how.workers, "recordings")
+    bad += unheard
+    _refuse_too_many(bad, len(bad) + len(heard), how.max_bad_share, target)
+    usable = [r for r in rows if r.id in heard]
+    whole = _made(usable, heard, bad, how, target)
+    whole |= _submission(folder, room, finder, target, how)
+    _publish(target, whole)
+    print("\n".join(lines_of(json.loads(whole["split.json"]))))
+    return 0
+
+
+def _made(usable: Sequence[Row], heard: Mapping[str, "Found"], bad: Sequence[Bad], how: How, target: Path) -> Line:
+    """Every file's bytes by its name."""
+    same: dict[str, list[str]] = defaultdict(list)
+    for r in usable:
+        same[heard[r.id].sound.sha256].append(r.id)
+    grouping = group_rows(usable, [ids for ids in same.values() if len(ids) > 1])
+    is_long = {r.id: heard[r.id].sound.duration_s > how.max_s for r in usable}
+    counts: dict[str, dict[str, int]] = {g: {} for g in grouping.of.values()}
+    for r in usable:
+        mine = counts[grouping.of[r.id]]
+        mine[r.age] = mine.get(r.age, 0) + (not is_long[r.id])
+    made = split(counts, dev=how.dev, test=how.test, seed=how.seed)
+    side = {r.id: made.of[grouping.of[r.id]] for r in usable}
+    dev = {r.id: (r.age, grouping.of[r.id]) for r in usable if side[r.id] == "dev" and not is_long[r.id]}
+    small = set(subset(dev, how.dev_small, how.seed))
+    sets: dict[str, list[Line]] = {name: [] for name in MANIFESTS}
+    for r in usable:  # in the order of their ids
+        line = _line(r, heard[r.id], grouping.of[r.id], target)
+        if is_long[r.id]:
+            line["meta"]["set"] = side[r.id]  # so that its pieces stay out of train where its speaker does
+            sets["long"].append(line)
+            continue
+        sets[side[r.id]].append(line)
+        if r.id in small:
+            sets["dev_small"].append(line)
+    sets["quarantine"] = [{"id": b.id, "reason": b.reason} for b in sorted(bad, key=lambda b: (b.id, b.reason))]
+    files = {f"{name}.jsonl": _lines(found) for name, found in sets.items()}
+    n_lies = sum(
+        1 for r in usable if r.claimed_s is not None and abs(r.claimed_s - heard[r.id].sound.duration_s) > SLACK_S
+    )
+    told = _told(sets, made, grouping, how, n_lies, bad)
+    hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    told |= {"files": hashes, "sha256": hashlib.sha256(json.dumps(hashes).encode()).hexdigest()}
+    return {**files, "split.json": (json.dumps(told, indent=1, ensure_ascii=False) + "\n").encode()}
+
+
+def lines_of(told: Mapping[str, Any]) -> list[str]:
+    """What `split.json` holds, as a person reads it."""
+    lines = [f"{'set':<10}{'age':<12}{'utterances':>11}{'hours':>9}{'children':>10}{'share':>9}"]
+    for t in told["table"]:
+        share = f"{100 * t['share']:.1f} %" if t["age"] != "all" else ""
+        lines.append(
+            f"{t['set']:<10}{t['age']:<12}{t['utterances']:>11}{t['hours']:>9.2f}{t['children']:>10}{share:>9}"
+        )
+    lines += [f"! {m}" for m in told["misses"]]
+    for kind, n in told["grouped_by"].items():
+        lines += [f"{n} utterances are grouped by {BY[kind]}"] if n else []
+    lines += [f"! {note}" for note in told["notes"]]
+    if told["wrong_durations"]:
+        n = told["wrong_durations"]
+        lines.append(f"{n} durations were wrong by more than {SLACK_S:g} s: the real ones are used")
+    n = sum(told["quarantined"].values())
+    lines.append(f"{n} utterances can't be used, see quarantine.jsonl" if n else "every utterance can be used")
+    lines += [f"  {k} × {reason}" for reason, k in told["quarantined"].items()]
+    return [*lines, f"sha256 {told['sha256']}"]
+
+
+@dataclass(frozen=True)
+class Found:
+    """Where a recording lies, and what it is."""
+
+    path: str
+    sound: Heard
+
+
+def kind_of(reason: str) -> str:
+    """A reason without what differs from row to row."""
+    return reason.partition(":")[0]
+
+
+def _folders(folder: Path, room: Path, leave: Sequence[Path]) -> list[Path]:
+    """Where audio may lie: the source, the folders in it, its archives unpacked, and a folder within each of these.
+
+    An archive with its folder beside it was unpacked by hand.
+    """
+    out = {p.resolve() for p in leave}
+
+    def within(at: Path) -> list[Path]:
+        with os.scandir(at) as entries:  # no look-up a file: there are as many as utterances
+            parts = sorted(Path(e.path) for e in entries if e.is_dir() and not e.name.startswith("."))
+        return [p for p in parts if p.resolve() not in out]
+
+    found = [folder]
+    for part in within(folder):
+        found += [part, *within(part)]
+    for archive in archives_in(folder):
+        if (folder / stem_of(archive)).is_dir():
+            continue
+        with _counting(f"{archive.name}: files unpacked") as count:
+            at = unpack(archive, room, count)
+        found += [at, *within(at)]
+    return found
+
+
+def _heard_all(rows: Sequence[Row], finder: AudioFinder, workers: int, what: str) -> tuple[dict[str, Found], list[Bad]]:
+    """Every recording decoded once. Raises BadData where a path fits two files."""
+
+    def one(r: Row) -> Found | Bad:
+        try:
+            path = finder.find(r.audio_path)
+        except AudioError:
+            return Bad(r.id, f"no such file: {r.audio_path} is in none of the folders")
+        try:
+            sound = hear(path)
+        except AudioError as e:
+            is_silent = e.message.endswith("is silent")
+            why = e.message.replace(path, r.audio_path)  # the same words wherever it lies
+            return Bad(r.id, f"silent: {r.audio_path}" if is_silent else f"can't be decoded: {why}")
+        if r.size is not None and r.size != sound.size:
+            return Bad(r.id, f"another size: the file has {sound.size} bytes, its row says {r.size}")
+        if r.md5 and r.md5 != sound.md5:
+            return Bad(r.id, f"another md5: the file's is {sound.md5}, its row says {r.md5}")
+        return Found(path, sound)
+
+    found: dict[str, Found] = {}
+    bad = []
+    with decoders(workers or os.cpu_count() or 1, "audio") as pool, _counting(f"{what} read, of {len(rows)}") as count:
+        try:
+            for n, (r, answer) in enumerate(zip(rows, pool.map(one, rows), strict=True), 1):
+                if isinstance(answer, Bad):
+                    bad.append(answer)
+                else:
+                    found[r.id] = answer
+                count(n)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # or all others would still be read
+            raise
+    return found, bad
+
+
+def _refuse_too_many(bad: Sequence[Bad], total: int, most: float, target: Path) -> None:
+    refused = target / "refused.jsonl"
+    if len(bad) <= most * total:
+        refused.unlink(missing_ok=True)
+        return
+    _write(refused, _lines([{"id": b.id, "reason": b.reason} for b in bad]))
+    counts = "".join(f"\n  {n} × {reason}" for reason, n in Counter(kind_of(b.reason) for b in bad).most_common())
+    raise BadData(
+        f"{len(bad)} of {total} utterances can't be used ({100 * len(bad) / total:.1f} %), "
+        f"--max-bad-share allows {100 * most:g} %{counts}",
+        f"{refused} names them; mend them, or raise --max-bad-share if that is what the data is like",
+    )
+
+
+def _line(r: Row, found: Found, group: str, target: Path) -> Line:
+    sound = found.sound
+    meta = {"age_bucket": r.age, "session": r.session, "group": group, "noise": noise_of(sound.snr_db)}
+    line = {
+        "id": r.id,
+        "audio": _relative(found.path, target),
+        "duration_s": sound.duration_s,
+        "text": r.text,
+        "speaker": r.child,
+        "language": LANGUAGE,
+        "source": r.source,
+        "sha256": sound.sha256,
+    }
+    meta |= {"snr_db": sound.snr_db} if sound.snr_db is not None else {}
+    return {**{k: v for k, v in line.items() if v != ""}, "meta": {k: v for k, v in meta.items() if v != ""}}
+
+
+def _relative(path: str, target: Path) -> str:
+    """As seen from the manifests: both move together, with the volume that they lie on."""
+    return os.path.relpath(os.path.realpath(path), os.path.realpath(target))
+
+
+def _told(
+    sets: Mapping[str, Sequence[Line]], made: Split, grouping: Grouping, how: How, n_lies: int, bad: Sequence[Bad]
+) -> Line:
+    table = []
+    for name in (*SETS, "dev_small", "long"):
+        by_age: dict[str, list[Line]] = defaultdict(list)
+        for line in sets[name]:
+            by_age[line["meta"]["age_bucket"]].append(line)
+        for age, lines in [*sorted(by_age.items(), key=lambda x: _age_key(x[0])), ("all", sets[name])]:
+            table.append(
+                {
+                    "set": name,
+                    "age": age,
+                    "utterances": len(lines),
+                    "hours": round(sum(x["duration_s"] for x in lines) / 3600, 4),
+                    "children": len({x["speaker"] for x in lines if "speaker" in x}),
+                    "share": round(len(lines) / max(1, len(sets[name])), 6),
+                }
+            )
+    return {
+        "how": {k: v for k, v in vars(how).items() if k != "workers"},
+        "split_sha256": made.sha256,
+        "table": table,
+        "misses": [str(m) for m in made.misses],
+        "grouped_by": dict(grouping.by),
+        "groups": {name: len(made.groups(name)) for name in SETS},
+        "notes": list(grouping.notes),
+        "wrong_durations": n_lies,
+        "quarantined": dict(Counter(kind_of(b.reason) for b in bad).most_common()),
+    }
+
+
+def _age_key(age: str) -> tuple[bool, int, str]:
+    """3-4 before 12+, unknown last."""
+    digits = "".join(c for c in age.partition("-")[0] if c.isdigit())
+    return not digits, int(digits or 0), age
+
+
+def _submission(folder: Path, room: Path, finder: AudioFinder, target: Path, how: How) -> Line:
+    """The test set's manifest in the order of its format file, and that file; nothing where there is none."""
+    at = next((f for f in (folder / "test", folder) if all((f / name).is_file() for name in TEST_NAMES)), None)
+    if at is None:
+        return {}
+    if at != folder:
+        finder = AudioFinder(_folders(at, room / "test", leave=(target, room)))
+    metadata, form = (at / name for name in TEST_NAMES)
+    known = {str(r["utterance_id"]): r for _, r in json_lines(metadata) if isinstance(r, dict) and "utterance_id" in r}
+    wanted = [str(r.get("utterance_id")) for _, r in json_lines(form) if isinstance(r, dict)]
+    missing = [i for i in wanted if i not in known]
+    if missing:
+        raise BadData(
+            f"{form} asks for {len(missing)} utterances that {metadata.name} does not have, {missing[0]} among them",
+            "fetch both files again: they belong together",
+        )
+    rows = [
+        Row(i, str(known[i].get("audio_path") or f"audio/{i}.flac"), "-", "", "", "", "", None, "", None)
+        for i in dict.fromkeys(wanted)
+    ]
+    heard, bad = _heard_all(rows, finder, how.workers, "recordings of the test set")
+    lines = []
+    for r in rows:
+        found = heard.get(r.id)
+        line: Line = {"id": r.id, "audio": _relative(found.path, target) if found else r.audio_path}
+        lines.append(
+            {**line, "duration_s": found.sound.duration_s, "language": LANGUAGE, "meta": _noise(found)}
+            if found
+            else line  # its reason is told again by whoever reads it
+        )
+    for b in bad:
+        print(f"! test set: {b.id}: {b.reason}")
+    print(f"test set: {len(rows)} utterances, {len(bad)} without usable audio")
+    return {"submission.jsonl": _lines(lines), "submission_format.jsonl": form.read_bytes()}
+
+
+def _noise(found: Found) -> Line:
+    return {"noise": noise_of(found.sound.snr_db)}
+
+
+def _lines(rows: Sequence[Line]) -> bytes:
+    return "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows).encode("utf-8", "surrogatepass")
+
+
+def _publish(target: Path, files: Mapping[str, bytes]) -> None:
+    """All written beside before the first is renamed; split.json goes first and comes last: where it is, all are."""
+    try:
+        for name, data in files.items():
+            _write(target / f".{name}.part", data)
+        (target / "split.json").unlink(missing_ok=True)
+        for name in ("submission.jsonl", "submission_format.jsonl"):
+            if name not in files:
+                (target / name).unlink(missing_ok=True)
+        for name in [n for n in files if n != "split.json"] + ["split.json"]:
+            os.replace(target / f".{name}.part", target / name)
+    finally:
+        for name in files:
+            (target / f".{name}.part").unlink(missing_ok=True)
+
+
+def _write(path: Path, data: bytes) -> None:
+    with path.open("wb") as f:
+        f.write(data)
+        f.flush()
+        os.fsync(f.fileno())
+
+
+@contextlib.contextmanager
+def _counting(what: str) -> Iterator[Any]:
+    """One live line on a terminal, gone at the end; nothing elsewhere."""
+    is_live = sys.stderr.isatty()
+
+    def show(n: int) -> None:
+        if is_live and n % 50 == 0:
+            print(f"\r{n} {what}", end="", file=sys.stderr, flush=True)
+
+    try:
+        yield show
+    finally:
+        if is_live:
+            print("\r\033[K", end="", file=sys.stderr)
