@@ -17,7 +17,7 @@ from pathlib import Path
 from remote.fence import Superseded
 from remote.rundir import EXIT_SAVED, RunDir
 from trainer.commands import add_all
-from trainer.errors import BadRecipe, TrainerError
+from trainer.errors import BadData, BadRecipe, TrainerError
 from trainer.launch import count_gpus, is_rank, launch, leave_with_launcher, ranks_of
 from trainer.nodes import nodes_in
 
@@ -145,8 +145,18 @@ def evaluate(args: argparse.Namespace) -> int:
 
 
 def predict(args: argparse.Namespace) -> int:
-    """Transcribe manifests or sound files."""
-    return _applied(args, "predict")
+    """Transcribe manifests or sound files, or look whether a submission is what its format asks for."""
+    if args.check is None:
+        return _applied(args, "predict")
+    from trainer.submission import mistakes_of, read_format
+
+    if args.format is None:
+        raise BadData("a submission is checked against its format", "add --format submission_format.jsonl")
+    wrong, told = mistakes_of(args.check, read_format(args.format))
+    print(*wrong, *told, sep="\n", end="\n" if wrong or told else "", file=sys.stderr)
+    if not wrong:
+        print(f"✓ {args.check} is what {args.format.name} asks for")
+    return 1 if wrong else 0
 
 
 def _applied(args: argparse.Namespace, command: str) -> int:
@@ -249,6 +259,15 @@ def _parser() -> argparse.ArgumentParser:
         which.add_argument(
             "--model", type=Path, help="an export, or any Whisper, CTC, Parakeet or seq2seq model in the Hub's layout"
         )
+        if name == "predict":
+            which.add_argument(
+                "--check", type=Path, metavar="FILE", help="no model: is this file what --format asks for?"
+            )
+            p.add_argument(
+                "--format",
+                type=Path,
+                help="the competition's submission_format.jsonl: the same ids, order and fields are written",
+            )
         p.add_argument(
             "inputs", nargs="*", help="manifests (.jsonl)" + ("" if name == "evaluate" else " or sound files")
         )

@@ -207,7 +207,7 @@ def _refuse_too_many(bad: Sequence[Bad], total: int, most: float, target: Path) 
 
 def _line(r: Row, found: Found, group: str, target: Path) -> Line:
     sound = found.sound
-    meta = {"age_bucket": r.age, "session": r.session, "group": group, "noise": noise_of(sound.snr_db)}
+    meta: Line = {"age_bucket": r.age, "session": r.session, "group": group, "noise": noise_of(sound.snr_db)}
     line = {
         "id": r.id,
         "audio": _relative(found.path, target),
