@@ -22,6 +22,6 @@ class Pace:
         """The real-time factor, inverted: seconds of audio a second."""
         took_s = max(1e-9, self._clock() - self._began)
         return (
-            f"{utterances} utterances, {self.audio_s / 3600:.2f} h of audio in {duration(took_s)}: "
+            f"{utterances} utterances, {duration(self.audio_s)} of audio in {duration(took_s)}: "
             f"{self.audio_s / took_s:.1f} times real time (RTFx)"
         )

@@ -12,19 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from trainer.data.archives import archives_in, stem_of, unpack
-from trainer.data.children import BY, TEST_NAMES, Grouping, Row, group_rows, json_lines, read_transcripts
+from trainer.data.children import TEST_NAMES, Row, group_rows, json_lines, read_transcripts
 from trainer.data.finder import AudioFinder
+from trainer.data.heard import Found, hear_all
 from trainer.data.places import data_root
-from trainer.data.pool import decoders
-from trainer.data.sounds import Heard, hear, noise_of
-from trainer.data.splits import SETS, Split, split, subset
-from trainer.errors import AudioError, BadData
+from trainer.data.sounds import noise_of
+from trainer.data.split_report import SLACK_S, Line, kind_of, lines_of, told_of
+from trainer.data.splits import split, subset
+from trainer.errors import BadData
 from trainer.task import Bad
 
-SLACK_S = 0.1  # by how much a row's duration may be wrong before it is counted as a lie
 MANIFESTS = ("train", "dev", "test", "dev_small", "long", "quarantine")
 LANGUAGE = "en"
-Line = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,8 @@ def prepare_children(source: str, out: str, unpack_to: str | None, how: How) -> 
     rows, bad = read_transcripts(folder)
     finder = AudioFinder(_folders(folder, room, leave=(target, room, folder / "test")))
     target.mkdir(parents=True, exist_ok=True)
-    heard, unheard = _heard_all(rows, finder, how.workers, "recordings")
+    with _counting(f"of {len(rows)} recordings read") as count:
+        heard, unheard = hear_all(rows, finder, how.workers, count)
     bad += unheard
     _refuse_too_many(bad, len(bad) + len(heard), how.max_bad_share, target)
     usable = [r for r in rows if r.id in heard]
@@ -61,7 +61,7 @@ def prepare_children(source: str, out: str, unpack_to: str | None, how: How) -> 
     return 0
 
 
-def _made(usable: Sequence[Row], heard: Mapping[str, "Found"], bad: Sequence[Bad], how: How, target: Path) -> Line:
+def _made(usable: Sequence[Row], heard: Mapping[str, Found], bad: Sequence[Bad], how: How, target: Path) -> Line:
     """Every file's bytes by its name."""
     same: dict[str, list[str]] = defaultdict(list)
     for r in usable:
@@ -91,44 +91,11 @@ def _made(usable: Sequence[Row], heard: Mapping[str, "Found"], bad: Sequence[Bad
     n_lies = sum(
         1 for r in usable if r.claimed_s is not None and abs(r.claimed_s - heard[r.id].sound.duration_s) > SLACK_S
     )
-    told = _told(sets, made, grouping, how, n_lies, bad)
+    chosen = {k: v for k, v in vars(how).items() if k != "workers"}
+    told = told_of(sets, made, grouping, chosen, n_lies, bad)
     hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
     told |= {"files": hashes, "sha256": hashlib.sha256(json.dumps(hashes).encode()).hexdigest()}
     return {**files, "split.json": (json.dumps(told, indent=1, ensure_ascii=False) + "\n").encode()}
-
-
-def lines_of(told: Mapping[str, Any]) -> list[str]:
-    """What `split.json` holds, as a person reads it."""
-    lines = [f"{'set':<10}{'age':<12}{'utterances':>11}{'hours':>9}{'children':>10}{'share':>9}"]
-    for t in told["table"]:
-        share = f"{100 * t['share']:.1f} %" if t["age"] != "all" else ""
-        lines.append(
-            f"{t['set']:<10}{t['age']:<12}{t['utterances']:>11}{t['hours']:>9.2f}{t['children']:>10}{share:>9}"
-        )
-    lines += [f"! {m}" for m in told["misses"]]
-    for kind, n in told["grouped_by"].items():
-        lines += [f"{n} utterances are grouped by {BY[kind]}"] if n else []
-    lines += [f"! {note}" for note in told["notes"]]
-    if told["wrong_durations"]:
-        n = told["wrong_durations"]
-        lines.append(f"{n} durations were wrong by more than {SLACK_S:g} s: the real ones are used")
-    n = sum(told["quarantined"].values())
-    lines.append(f"{n} utterances can't be used, see quarantine.jsonl" if n else "every utterance can be used")
-    lines += [f"  {k} × {reason}" for reason, k in told["quarantined"].items()]
-    return [*lines, f"sha256 {told['sha256']}"]
-
-
-@dataclass(frozen=True)
-class Found:
-    """Where a recording lies, and what it is."""
-
-    path: str
-    sound: Heard
-
-
-def kind_of(reason: str) -> str:
-    """A reason without what differs from row to row."""
-    return reason.partition(":")[0]
 
 
 def _folders(folder: Path, room: Path, leave: Sequence[Path]) -> list[Path]:
@@ -153,42 +120,6 @@ def _folders(folder: Path, room: Path, leave: Sequence[Path]) -> list[Path]:
             at = unpack(archive, room, count)
         found += [at, *within(at)]
     return found
-
-
-def _heard_all(rows: Sequence[Row], finder: AudioFinder, workers: int, what: str) -> tuple[dict[str, Found], list[Bad]]:
-    """Every recording decoded once. Raises BadData where a path fits two files."""
-
-    def one(r: Row) -> Found | Bad:
-        try:
-            path = finder.find(r.audio_path)
-        except AudioError:
-            return Bad(r.id, f"no such file: {r.audio_path} is in none of the folders")
-        try:
-            sound = hear(path)
-        except AudioError as e:
-            is_silent = e.message.endswith("is silent")
-            why = e.message.replace(path, r.audio_path)  # the same words wherever it lies
-            return Bad(r.id, f"silent: {r.audio_path}" if is_silent else f"can't be decoded: {why}")
-        if r.size is not None and r.size != sound.size:
-            return Bad(r.id, f"another size: the file has {sound.size} bytes, its row says {r.size}")
-        if r.md5 and r.md5 != sound.md5:
-            return Bad(r.id, f"another md5: the file's is {sound.md5}, its row says {r.md5}")
-        return Found(path, sound)
-
-    found: dict[str, Found] = {}
-    bad = []
-    with decoders(workers or os.cpu_count() or 1, "audio") as pool, _counting(f"{what} read, of {len(rows)}") as count:
-        try:
-            for n, (r, answer) in enumerate(zip(rows, pool.map(one, rows), strict=True), 1):
-                if isinstance(answer, Bad):
-                    bad.append(answer)
-                else:
-                    found[r.id] = answer
-                count(n)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)  # or all others would still be read
-            raise
-    return found, bad
 
 
 def _refuse_too_many(bad: Sequence[Bad], total: int, most: float, target: Path) -> None:
@@ -227,44 +158,6 @@ def _relative(path: str, target: Path) -> str:
     return os.path.relpath(os.path.realpath(path), os.path.realpath(target))
 
 
-def _told(
-    sets: Mapping[str, Sequence[Line]], made: Split, grouping: Grouping, how: How, n_lies: int, bad: Sequence[Bad]
-) -> Line:
-    table = []
-    for name in (*SETS, "dev_small", "long"):
-        by_age: dict[str, list[Line]] = defaultdict(list)
-        for line in sets[name]:
-            by_age[line["meta"]["age_bucket"]].append(line)
-        for age, lines in [*sorted(by_age.items(), key=lambda x: _age_key(x[0])), ("all", sets[name])]:
-            table.append(
-                {
-                    "set": name,
-                    "age": age,
-                    "utterances": len(lines),
-                    "hours": round(sum(x["duration_s"] for x in lines) / 3600, 4),
-                    "children": len({x["speaker"] for x in lines if "speaker" in x}),
-                    "share": round(len(lines) / max(1, len(sets[name])), 6),
-                }
-            )
-    return {
-        "how": {k: v for k, v in vars(how).items() if k != "workers"},
-        "split_sha256": made.sha256,
-        "table": table,
-        "misses": [str(m) for m in made.misses],
-        "grouped_by": dict(grouping.by),
-        "groups": {name: len(made.groups(name)) for name in SETS},
-        "notes": list(grouping.notes),
-        "wrong_durations": n_lies,
-        "quarantined": dict(Counter(kind_of(b.reason) for b in bad).most_common()),
-    }
-
-
-def _age_key(age: str) -> tuple[bool, int, str]:
-    """3-4 before 12+, unknown last."""
-    digits = "".join(c for c in age.partition("-")[0] if c.isdigit())
-    return not digits, int(digits or 0), age
-
-
 def _submission(folder: Path, room: Path, finder: AudioFinder, target: Path, how: How) -> Line:
     """The test set's manifest in the order of its format file, and that file; nothing where there is none."""
     at = next((f for f in (folder / "test", folder) if all((f / name).is_file() for name in TEST_NAMES)), None)
@@ -285,7 +178,8 @@ def _submission(folder: Path, room: Path, finder: AudioFinder, target: Path, how
         Row(i, str(known[i].get("audio_path") or f"audio/{i}.flac"), "-", "", "", "", "", None, "", None)
         for i in dict.fromkeys(wanted)
     ]
-    heard, bad = _heard_all(rows, finder, how.workers, "recordings of the test set")
+    with _counting(f"of {len(rows)} recordings of the test set read") as count:
+        heard, bad = hear_all(rows, finder, how.workers, count)
     lines = []
     for r in rows:
         found = heard.get(r.id)

@@ -185,4 +185,4 @@ def test_the_pace_is_seconds_of_audio_a_second() -> None:
     assert pace.left(1, 10) == "", "too early to say"
     now[0] += 60
     assert pace.left(5, 20) == ", about 3 m left"
-    assert pace.line(20) == "20 utterances, 2.00 h of audio in 1 m: 120.0 times real time (RTFx)"
+    assert pace.line(20) == "20 utterances, 2 h of audio in 1 m: 120.0 times real time (RTFx)"
