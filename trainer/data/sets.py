@@ -38,7 +38,7 @@ def open_data(recipe: Recipe) -> DataSets:
     def opened(names: Sequence[str], limit: int | None, data: Data = d) -> Manifest:
         return open_manifests([root / n for n in names], data, root, cache, limit=limit)
 
-    whole_d = heard_whole(recipe)  # of dev and test
+    decoded = heard_whole(recipe)  # dev and test
 
     if d.is_mixed:
         sources = [filtered(opened([s.manifest], None) if s.manifest else open_hub(s, d, cache), s) for s in d.sources]
@@ -52,11 +52,11 @@ def open_data(recipe: Recipe) -> DataSets:
         train = _limited(rest, d.limit_train)
         dev = _limited(dev, d.limit_dev)
     else:
-        train, dev = _limited(whole, d.limit_train), opened(d.dev, d.limit_dev, whole_d)
+        train, dev = _limited(whole, d.limit_train), opened(d.dev, d.limit_dev, decoded)
         both = _in_both(dev.column("key"), train.column("key"))
         if len(both):
             raise BadData(f"{len(both)} ids stand in train and in dev, {dev[both[0]].id} among them", "keep dev apart")
-    test = opened(d.test, d.limit_test, whole_d) if d.test else None
+    test = opened(d.test, d.limit_test, decoded) if d.test else None
     if d.shuffle_audio:
         seed = recipe.loop.seed
         test = test.shuffled_audio(seed) if test else None

@@ -18,6 +18,8 @@ SIZE_SLACK = 0.1  # by how much of itself dev or test may be smaller or larger t
 REPAIRS = 200  # exchanges a set, at most
 AMONG = 1024  # groups of the hash's order that an exchange looks at
 MEMBERS = 64  # of the set that gives one back
+ORDERS = 16  # of few groups, where the first leaves a set uneven
+FEW = 300
 SETS = ("train", "dev", "test")
 
 
@@ -77,10 +79,8 @@ def split(
     of = dict.fromkeys(groups, "train")
     totals = np.array([sum(c.get(b, 0) for c in filled.values()) for b in buckets], float)
     for name, share in wanted.items():
-        left = ranked((g for g in filled if of[g] == "train"), f"{seed}/{name}")
-        counts_GB = np.array([[filled[g].get(b, 0) for b in buckets] for g in left], np.int64)
-        for i in _taken(counts_GB, share * totals, totals / totals.sum(), tolerance):
-            of[left[i]] = name
+        left = [g for g in filled if of[g] == "train"]
+        of |= dict.fromkeys(_chosen(filled, left, buckets, share * totals, f"{seed}/{name}", tolerance), name)
     return Split(of, list(_misses(of, filled, buckets, totals, tolerance)))
 
 
@@ -110,66 +110,94 @@ def ranked(names: Iterable[str], seed: str) -> list[str]:
     return sorted(names, key=lambda n: (hashlib.sha256(f"{seed}/{n}".encode()).digest(), n))
 
 
-def _taken(counts_GB: np.ndarray, need_B: np.ndarray, shares_B: np.ndarray, tolerance: float) -> list[int]:
-    """Which groups make up a set: rows of `counts_GB`, which stand in the hash's order."""
-    have = [0.0] * len(need_B)
-    most = (need_B + 0.5).tolist()  # to the nearest utterance
-    taken = []
-    for i, counts in enumerate(counts_GB.tolist()):
-        if all(h + c <= m for h, c, m in zip(have, counts, most, strict=True)):
-            have = [h + c for h, c in zip(have, counts, strict=True)]
-            taken.append(i)
-    if not taken:  # each is more than was asked for: the smallest
-        taken = [int(np.argmin(counts_GB.sum(1)))]
-    return _repaired(taken, counts_GB, need_B, shares_B, tolerance)
+def _chosen(
+    groups: Mapping[str, Mapping[str, int]],
+    left: Sequence[str],
+    buckets: Sequence[str],
+    need_B: np.ndarray,
+    seed: str,
+    tolerance: float,
+) -> list[str]:
+    """The groups that make up a set: of one order of the hash, of the best of some where groups are few."""
+    best: tuple[float, list[str]] | None = None
+    for turn in range(ORDERS if len(left) <= FEW else 1):
+        order = ranked(left, f"{seed}/{turn}" if turn else seed)
+        aim = _Aim(np.array([[groups[g].get(b, 0) for b in buckets] for g in order], np.int64), need_B, tolerance)
+        taken = aim.repaired(aim.first_fit())
+        wrong = aim.wrong_of(taken)
+        if best is None or wrong < best[0] - 1e-12:
+            best = wrong, [order[i] for i in taken]
+        if aim.is_good(taken):
+            break
+    assert best is not None
+    return best[1]
 
 
-def _repaired(
-    taken: list[int], counts_GB: np.ndarray, need_B: np.ndarray, shares_B: np.ndarray, tolerance: float
-) -> list[int]:
-    """One group in, out, or for another, as long as that makes the set more like what was asked for."""
+@dataclass(frozen=True)
+class _Aim:
+    """What a set should be like, and the groups it may be made of: rows in the hash's order."""
 
-    def wrongs(sums_NB: np.ndarray) -> np.ndarray:
+    counts_GB: np.ndarray
+    need_B: np.ndarray  # utterances a bucket
+    tolerance: float
+
+    def first_fit(self) -> list[int]:
+        """In the order of the groups, whatever is not too much in any bucket."""
+        have = [0.0] * len(self.need_B)
+        most = (self.need_B + 0.5).tolist()  # to the nearest utterance
+        taken = []
+        for i, counts in enumerate(self.counts_GB.tolist()):
+            if all(h + c <= m for h, c, m in zip(have, counts, most, strict=True)):
+                have = [h + c for h, c in zip(have, counts, strict=True)]
+                taken.append(i)
+        return taken or [int(np.argmin(self.counts_GB.sum(1)))]  # each is more than was asked for: the smallest
+
+    def repaired(self, taken: Sequence[int]) -> list[int]:
+        """One group in, out, or for another, as long as that makes the set more like what was asked for."""
+        inside = dict.fromkeys(taken)
+        for _ in range(REPAIRS):
+            if self.is_good(list(inside)):
+                break
+            members = list(inside)[-MEMBERS:]  # the last that came in are the first to go
+            others = [i for i in range(len(self.counts_GB)) if i not in inside][:AMONG]
+            if len(others) <= 1:
+                break
+            have_B = self.counts_GB[list(inside)].sum(0)
+            best, move = float(self._wrongs(have_B[None])[0]), None
+            for out in (None, *members):
+                base_B = have_B if out is None else have_B - self.counts_GB[out]
+                tried = self._wrongs(np.concatenate([base_B[None], base_B + self.counts_GB[others]]))
+                at = int(tried.argmin())
+                if tried[at] < best - 1e-12:
+                    best, move = float(tried[at]), (out, others[at - 1] if at else None)
+            if move is None:
+                break
+            out, into = move
+            if out is not None:
+                del inside[out]
+            if into is not None:
+                inside[into] = None
+        return sorted(inside)
+
+    def is_good(self, taken: Sequence[int]) -> bool:
+        """Every bucket within the tolerance, and the size within its slack."""
+        sum_B = self.counts_GB[taken].sum(0)
+        shares_B = self.need_B / self.need_B.sum()
+        is_even = np.abs(sum_B / sum_B.sum() - shares_B).max() <= self.tolerance
+        return bool(is_even and abs(sum_B.sum() / self.need_B.sum() - 1) <= SIZE_SLACK)
+
+    def wrong_of(self, taken: Sequence[int]) -> float:
+        return float(self._wrongs(self.counts_GB[taken].sum(0)[None])[0])
+
+    def _wrongs(self, sums_NB: np.ndarray) -> np.ndarray:
         """(N,): points beyond the tolerance and the size's slack first, then how many utterances differ at all."""
-        sizes = sums_NB.sum(1)
-        shares = sums_NB / np.maximum(sizes, 1)[:, None]
-        beyond = np.maximum(np.abs(shares - shares_B) - tolerance, 0).sum(1)
-        size = np.maximum(np.abs(sizes / need_B.sum() - 1) - SIZE_SLACK, 0)
-        wrong: np.ndarray = beyond + 0.5 * size + 0.01 * np.abs(sums_NB - need_B).sum(1) / need_B.sum()
+        sizes, size = sums_NB.sum(1), self.need_B.sum()
+        off_NB = np.abs(sums_NB / np.maximum(sizes, 1)[:, None] - self.need_B / size)
+        beyond = np.maximum(off_NB - self.tolerance, 0).sum(1)
+        slack = np.maximum(np.abs(sizes / size - 1) - SIZE_SLACK, 0)
+        wrong: np.ndarray = beyond + 0.5 * slack + 0.01 * np.abs(sums_NB - self.need_B).sum(1) / size
         wrong[sizes == 0] = np.inf
         return wrong
-
-    def is_good(sum_B: np.ndarray) -> bool:
-        size = sum_B.sum()
-        even = np.abs(sum_B / size - shares_B).max() <= tolerance
-        return bool(even and abs(size / need_B.sum() - 1) <= SIZE_SLACK)
-
-    inside = dict.fromkeys(taken)
-    have_B = counts_GB[taken].sum(0).astype(float)
-    for _ in range(REPAIRS):
-        if is_good(have_B):
-            break
-        members = list(inside)[-MEMBERS:]  # the last that came in are the first to go
-        others = [i for i in range(len(counts_GB)) if i not in inside][:AMONG]
-        if len(others) <= 1:
-            break
-        best, move = float(wrongs(have_B[None])[0]), None
-        for out in (None, *members):
-            base_B = have_B if out is None else have_B - counts_GB[out]
-            tried = wrongs(np.concatenate([base_B[None], base_B + counts_GB[others]]))
-            at = int(tried.argmin())
-            if tried[at] < best - 1e-12:
-                best, move = float(tried[at]), (out, others[at - 1] if at else None)
-        if move is None:
-            break
-        out, into = move
-        if out is not None:
-            del inside[out]
-            have_B = have_B - counts_GB[out]
-        if into is not None:
-            inside[into] = None
-            have_B = have_B + counts_GB[into]
-    return sorted(inside)
 
 
 def _misses(
