@@ -48,7 +48,7 @@ def furthest(groups: Counts, made: Split, name: str) -> float:
 
 
 @given(groups_of, st.integers(0, 5))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_every_group_is_on_one_side_and_no_side_is_empty(groups: Counts, seed: int) -> None:
     made = split(groups, dev=0.1, test=0.1, seed=seed)
     assert set(made.of) == set(groups)
@@ -63,7 +63,7 @@ def test_every_group_is_on_one_side_and_no_side_is_empty(groups: Counts, seed: i
 
 
 @given(groups_of, st.integers(0, 5), st.randoms())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_the_order_in_which_groups_come_changes_nothing(groups: Counts, seed: int, shuffle: random.Random) -> None:
     names = list(groups)
     shuffle.shuffle(names)
