@@ -117,7 +117,7 @@ def predict(args: argparse.Namespace) -> int:
     """
     if not args.inputs:
         raise BadData("there is nothing to transcribe", "name manifests (.jsonl) or sound files")
-    form = read_format(args.format) if args.format else None
+    form = read_format(_existing(str(args.format))) if args.format else None
     trained = _load(args)
     manifest = _manifest(args.inputs, trained.recipe, need_text=False)
     told: list[str] = []

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from remote.mistakes import Mistake
 from trainer.data.archives import archives_in, stem_of, unpack
 from trainer.data.children import TEST_NAMES, Row, group_rows, json_lines, read_transcripts
 from trainer.data.finder import AudioFinder
@@ -19,7 +20,7 @@ from trainer.data.places import data_root
 from trainer.data.sounds import noise_of
 from trainer.data.split_report import SLACK_S, Line, kind_of, lines_of, told_of
 from trainer.data.splits import split, subset
-from trainer.errors import BadData
+from trainer.errors import BadData, BadRecipe
 from trainer.task import Bad
 
 MANIFESTS = ("train", "dev", "test", "dev_small", "long", "quarantine")
@@ -41,6 +42,7 @@ class How:
 
 def prepare_children(source: str, out: str, unpack_to: str | None, how: How) -> int:
     """Manifests of SOURCE under `out`, all at once. Raises BadData where too much of it can't be used."""
+    _check(how)
     folder = Path(source) if Path(source).exists() else data_root() / source
     target = data_root() / out
     if not folder.is_dir():
@@ -59,6 +61,24 @@ def prepare_children(source: str, out: str, unpack_to: str | None, how: How) -> 
     _publish(target, whole)
     print("\n".join(lines_of(json.loads(whole["split.json"]))))
     return 0
+
+
+def _check(how: How) -> None:
+    """Raises BadRecipe with every option that can't be meant."""
+    wrong = [
+        Mistake(f"--{name.replace('_', '-')}", f"{getattr(how, name):g} is {what}")
+        for name, is_right, what in (
+            ("dev", 0 <= how.dev < 1, "no share: 0.05 is a twentieth"),
+            ("test", 0 <= how.test < 1, "no share: 0.05 is a twentieth"),
+            ("dev_small", how.dev_small >= 0, "no number of utterances"),
+            ("max_s", how.max_s > 0, "no length"),
+            ("max_bad_share", 0 <= how.max_bad_share <= 1, "no share: 0.05 is a twentieth"),
+            ("workers", 0 <= how.workers <= 256, "no number of threads"),
+        )
+        if not is_right
+    ]
+    if wrong:
+        raise BadRecipe(wrong)
 
 
 def _made(usable: Sequence[Row], heard: Mapping[str, Found], bad: Sequence[Bad], how: How, target: Path) -> Line:
@@ -164,7 +184,7 @@ def _submission(folder: Path, room: Path, finder: AudioFinder, target: Path, how
     if at is None:
         return {}
     if at != folder:
-        finder = AudioFinder(_folders(at, room / "test", leave=(target, room)))
+        finder = AudioFinder(_folders(at, room / "test_set", leave=(target, room)))
     metadata, form = (at / name for name in TEST_NAMES)
     known = {str(r["utterance_id"]): r for _, r in json_lines(metadata) if isinstance(r, dict) and "utterance_id" in r}
     wanted = [str(r.get("utterance_id")) for _, r in json_lines(form) if isinstance(r, dict)]

@@ -224,6 +224,18 @@ def test_unkind_rows_are_quarantined_one_by_one(tmp_path: Path) -> None:
     assert found["fine"]["speaker"] == "7"
 
 
+def test_options_that_cannot_be_meant_are_told_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`--dev 200` is what `prepare demo` takes."""
+    make_children(tmp_path / "raw", n=60, n_test=0, broken=False)
+    more = ["--dev", 200, "--test", "nan", "--dev-small", -1, "--max-s", 0, "--max-bad-share", 2, "--workers", -1]
+    prepare(tmp_path / "raw", tmp_path / "out", *more, code=2)
+    said = capsys.readouterr().err
+    for option in more[::2]:
+        assert f"{option}: " in said
+    prepare(tmp_path / "raw", tmp_path / "out", "--dev", 0.6, "--test", 0.4, code=2)
+    assert "leave nothing to train on" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("argv", [["nowhere", "--out", "o"], ["."], [".", "more", "--out", "o"], [".", "--out", "o"]])
 def test_what_is_no_such_folder_is_one_sentence(
     argv: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

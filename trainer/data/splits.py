@@ -67,7 +67,7 @@ def split(
     shares leave nothing to train on.
     """
     wanted = {name: share for name, share in (("test", test), ("dev", dev)) if share}
-    if min(dev, test) < 0 or dev + test >= 1:
+    if not (dev >= 0 and test >= 0 and dev + test < 1):
         raise BadData(f"dev ({dev:g}) and test ({test:g}) leave nothing to train on", "give shares, as 0.05")
     filled = {g: c for g, c in groups.items() if sum(c.values())}
     if len(filled) <= len(wanted):
