@@ -17,7 +17,7 @@ from pathlib import Path
 from remote.fence import Superseded
 from remote.rundir import EXIT_SAVED, RunDir
 from trainer.commands import add_all
-from trainer.errors import BadRecipe, TrainerError
+from trainer.errors import BadData, BadRecipe, TrainerError
 from trainer.launch import count_gpus, is_rank, launch, leave_with_launcher, ranks_of
 from trainer.nodes import nodes_in
 
@@ -97,7 +97,7 @@ def plan(args: argparse.Namespace) -> int:
 
 
 def prepare(args: argparse.Namespace) -> int:
-    """Make the demo's corpus, read an experiment's manifests and all of their audio once, or convert others' data."""
+    """Make the demo's corpus, read an experiment's data once, or make manifests of others' data or of children's."""
     from trainer.prepare import prepare_demo_corpus, prepare_experiment, prepare_from
 
     if args.what == "from":
@@ -106,10 +106,19 @@ def prepare(args: argparse.Namespace) -> int:
                 "prepare from", f"say which format, from where and --out DIR: one of {', '.join(KINDS)}"
             )
         return prepare_from(args.source[0], args.source[1], Path(args.out), args.set)
+    if args.what == "children":
+        from trainer.prepare_children import How, prepare_children
+
+        if len(args.source) != 1 or not args.out:
+            raise BadRecipe.one("prepare children", "say where the competition's files lie, and --out DIR")
+        given = {k: getattr(args, k) for k in vars(How())}
+        chosen = How(**{k: v for k, v in given.items() if v is not None})
+        return prepare_children(args.source[0], args.out, args.unpack, chosen)
     if args.source:
-        raise BadRecipe.one("prepare", f"{args.source[0]!r} is one word too many: only `prepare from` takes more")
+        raise BadRecipe.one("prepare", f"{args.source[0]!r} is one word too many: only `from` and `children` take more")
     if args.what == "demo":
-        prepare_demo_corpus(Path(args.out or "demo"), args.train, args.dev, args.test, args.seed)
+        dev, test = (200 if n is None else round(n) for n in (args.dev, args.test))
+        prepare_demo_corpus(Path(args.out or "demo"), args.train, dev, test, 1 if args.seed is None else args.seed)
         return 0
     return prepare_experiment(Path(args.what))
 
@@ -136,8 +145,18 @@ def evaluate(args: argparse.Namespace) -> int:
 
 
 def predict(args: argparse.Namespace) -> int:
-    """Transcribe manifests or sound files."""
-    return _applied(args, "predict")
+    """Transcribe manifests or sound files, or look whether a submission is what its format asks for."""
+    if args.check is None:
+        return _applied(args, "predict")
+    from trainer.submission import mistakes_of, read_format
+
+    if args.format is None:
+        raise BadData("a submission is checked against its format", "add --format submission_format.jsonl")
+    wrong, told = mistakes_of(args.check, read_format(args.format))
+    print(*wrong, *told, sep="\n", end="\n" if wrong or told else "", file=sys.stderr)
+    if not wrong:
+        print(f"✓ {args.check} is what {args.format.name} asks for")
+    return 1 if wrong else 0
 
 
 def _applied(args: argparse.Namespace, command: str) -> int:
@@ -205,14 +224,23 @@ def _parser() -> argparse.ArgumentParser:
     p = commands.add_parser(
         "prepare", help="make the demo corpus, check an experiment's data, or make manifests of others' data"
     )
-    p.add_argument("what", help="`demo`, an experiment file, or `from`")
-    p.add_argument("source", nargs="*", help=f"from: {', '.join(KINDS)}; then where it lies")
-    p.add_argument("--out", help="demo: the folder it goes to, under the volume's data/ (demo); from: a folder")
+    p.add_argument("what", help="`demo`, an experiment file, `from`, or `children`")
+    p.add_argument("source", nargs="*", help=f"from: {', '.join(KINDS)}; then, as for children: where it lies")
+    p.add_argument("--out", help="demo: the folder it goes to, under the volume's data/ (demo); others: a folder")
     p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="from: text=COLUMN, audio=COLUMN, …")
     p.add_argument("--train", type=int, default=1000, help="demo: utterances (1000)")
-    p.add_argument("--dev", type=int, default=200)
-    p.add_argument("--test", type=int, default=200)
-    p.add_argument("--seed", type=int, default=1)
+    p.add_argument("--dev", type=float, help="demo: utterances (200); children: share of the utterances (0.05)")
+    p.add_argument("--test", type=float, help="the same")
+    p.add_argument("--seed", type=int, help="of every draw (demo: 1, children: 0)")
+    p.add_argument(
+        "--dev-small", type=int, metavar="N", help="children: utterances of dev to watch a training by (500)"
+    )
+    p.add_argument("--max-s", type=float, metavar="S", help="children: longer recordings go to long.jsonl (30)")
+    p.add_argument(
+        "--max-bad-share", type=float, metavar="X", help="children: refuse where more of it can't be used (0.05)"
+    )
+    p.add_argument("--unpack", metavar="DIR", help="children: where archives are unpacked (audio/ in --out)")
+    p.add_argument("--workers", type=int, metavar="N", help="children: threads that decode (one a processor)")
     p.set_defaults(command=prepare)
 
     p = commands.add_parser("train", help="train, or resume what is in the run directory")
@@ -231,6 +259,15 @@ def _parser() -> argparse.ArgumentParser:
         which.add_argument(
             "--model", type=Path, help="an export, or any Whisper, CTC, Parakeet or seq2seq model in the Hub's layout"
         )
+        if name == "predict":
+            which.add_argument(
+                "--check", type=Path, metavar="FILE", help="no model: is this file what --format asks for?"
+            )
+            p.add_argument(
+                "--format",
+                type=Path,
+                help="the competition's submission_format.jsonl: the same ids, order and fields are written",
+            )
         p.add_argument(
             "inputs", nargs="*", help="manifests (.jsonl)" + ("" if name == "evaluate" else " or sound files")
         )

@@ -17,6 +17,7 @@ from remote.rundir import RunDir
 from trainer.checkpoint import complete_checkpoints
 from trainer.chosen import build_chosen, chosen, describe_weights
 from trainer.data.audio import header
+from trainer.data.long import heard_whole
 from trainer.data.manifest import Manifest, open_manifests
 from trainer.data.places import cache_root, data_root
 from trainer.desk import run_provenance, write_rows
@@ -25,8 +26,16 @@ from trainer.evaluate import as_json, table_lines
 from trainer.evaluate import evaluate as run_evaluation
 from trainer.evaluate import predict as run_prediction
 from trainer.machine import Machine, placed, start_machine
+from trainer.pace import Pace
 from trainer.recipe.base import Recipe
 from trainer.recipe.load import parse_recipe
+from trainer.submission import (
+    check_ids,
+    competition_fields,
+    empty_texts,
+    read_format,
+    write_submission,
+)
 from trainer.task import Parts, Task, make_task
 
 log = logging.getLogger(__name__)
@@ -38,6 +47,7 @@ KEPT = (
     "text",
     "prompt",
 )  # of a recipe's model section, for its export: what decoding asks
+LINES_FROM = 200  # utterances: fewer are soon done
 FAMILIES = {  # by model_type; ctc is the rest
     "whisper": "whisper",
     "parakeet_tdt": "tdt",
@@ -101,29 +111,52 @@ def evaluate(args: argparse.Namespace) -> int:
 
 
 def predict(args: argparse.Namespace) -> int:
-    """A JSON line an utterance: id, text, and a reason where its audio could not be used. 1 where that was so."""
+    """A JSON line an utterance: id, text, and a reason where its audio could not be used. 1 where that was so.
+
+    With `--format`, the competition's file instead: its ids, its order, its fields.
+    """
     if not args.inputs:
         raise BadData("there is nothing to transcribe", "name manifests (.jsonl) or sound files")
+    form = read_format(_existing(str(args.format))) if args.format else None
     trained = _load(args)
     manifest = _manifest(args.inputs, trained.recipe, need_text=False)
+    told: list[str] = []
+    if form is not None:  # before hours are spent
+        ids = [*manifest.column("id"), *(b.id for b in manifest.bad)]
+        told = check_ids(form, ids, ", ".join(map(str, args.inputs)))
     machine = trained.machine
-    live = _live("transcribed", machine)
+    pace = Pace(float(manifest.column("duration_s").sum()), time.monotonic)
+    live = _live("transcribed", machine, pace)
     rows, bad = run_prediction(trained.task, trained.parts, manifest, trained.recipe, machine, on_batch=live)
     unusable = len(bad) + len(manifest.bad)
     if not machine.is_first:
         return 1 if unusable else 0
     found = {row["id"]: row for row in rows}
     for b in manifest.bad:  # what never became an example still gets its line
-        found[b.id] = {"id": b.id, "text": "", "reason": b.reason}
-    keys = ("id", "text", "reason")
-    lines = [json.dumps({k: r[k] for k in keys if k in r}, ensure_ascii=False) + "\n" for r in found.values()]
-    if args.out is not None:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(args.out, "".join(lines).encode())
+        found.setdefault(b.id, {"id": b.id, "text": "", "reason": b.reason})
+    if form is not None:
+        whole = write_submission(args.out, form, found)
+        told += [
+            f"{len(which)} texts are empty: {reason}: {', '.join(which[:5])}"
+            + (f" and {len(which) - 5} more" if len(which) > 5 else "")
+            for reason, which in empty_texts(form, found).items()
+        ]
+        unusable = sum(1 for i in form.ids if "reason" in found[i])
     else:
-        sys.stdout.write("".join(lines))
+        keys = ("id", "text", "pieces", "reason")
+        lines = [json.dumps({k: r[k] for k in keys if k in r}, ensure_ascii=False) + "\n" for r in found.values()]
+        whole = "".join(lines)
+        if args.out is not None:
+            args.out.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(args.out, whole.encode())
+    if args.out is None:
+        sys.stdout.write(whole)
+    print(pace.line(len(rows)), *told, sep="\n", file=sys.stderr)
     if unusable:
-        print(f"{unusable} of {len(found)} could not be transcribed: see their reason", file=sys.stderr)
+        where = "their reason" if form is None else "above"
+        print(
+            f"{unusable} of {len(form.rows if form else found)} could not be transcribed: see {where}", file=sys.stderr
+        )
     return 1 if unusable else 0
 
 
@@ -210,8 +243,12 @@ def _manifest(names: Sequence[str], recipe: Recipe, *, need_text: bool) -> Manif
     """Manifests relative to the volume's data/ or to here; sound files become a manifest of their own."""
     sounds = [n for n in names if not n.endswith(".jsonl")]
     lists = [_existing(n) for n in names if n.endswith(".jsonl")]
-    data = recipe.data if need_text else recipe.data.model_copy(update={"max_bad_share": 1.0})
+    data = heard_whole(recipe)
+    if not need_text:
+        data = data.model_copy(update={"max_bad_share": 1.0})
     if not sounds:
+        if lists and lists[0].is_file():
+            data = data.model_copy(update={"fields": {**competition_fields(lists[0]), **data.fields}})
         return open_manifests(lists, data, data_root(), cache_root(), need_text=need_text)
     if need_text or lists:
         raise BadData(f"{sounds[0]} is not a manifest (.jsonl)", "name only manifests, or only sound files")
@@ -241,11 +278,21 @@ def _existing(name: str) -> Path:
     return path.absolute() if path.exists() else data_root() / name
 
 
-def _live(verb: str, machine: Machine) -> Any:
-    """One line that counts, on a terminal; nothing elsewhere. Of several ranks the first tells its own share."""
+def _live(verb: str, machine: Machine, pace: Pace | None = None) -> Any:
+    """One line that counts, on a terminal; without one a line at every tenth. Of several ranks the first tells its
+    own share."""
+    tenths = 0
 
     def show(done: int, total: int) -> None:
-        if machine.is_first and sys.stderr.isatty():
-            print(f"\r{verb} {done} of {total}" + ("\n" if done == total else ""), end="", file=sys.stderr, flush=True)
+        nonlocal tenths
+        if not machine.is_first:
+            return
+        left = pace.left(done, total) if pace else ""
+        if sys.stderr.isatty():
+            end = "\n" if done == total else ""
+            print(f"\r\033[K{verb} {done} of {total}{left}" + end, end="", file=sys.stderr, flush=True)
+        elif pace and 10 * done // max(1, total) > tenths and total >= LINES_FROM:
+            tenths = 10 * done // max(1, total)
+            print(f"{verb} {done} of {total}{left}", file=sys.stderr, flush=True)
 
     return show

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from trainer.data.loader import evaluation_batches, evaluation_cut
+from trainer.data.long import in_pieces
 from trainer.data.manifest import Manifest
 from trainer.errors import StopAsked
 from trainer.halves import predicted
@@ -64,11 +65,15 @@ def predict(
     stop: Callable[[], bool] = lambda: False,
     on_batch: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[list[Row], list[Bad]]:
-    """A row an utterance, in order, with its reference and buckets; unusable ones have a `reason` and no text."""
+    """A row an utterance, in order, with its reference and buckets; unusable ones have a `reason` and no text.
+
+    One that is longer than `data.max_s` is decoded in pieces: its row has their number, `pieces`.
+    """
     how = recipe.eval
     micro_s = how.micro_s or recipe.loop.at_once_s
+    heard = in_pieces([manifest[i] for i in range(len(manifest))], recipe.data.max_s, machine)
     # whole batches are dealt, the same that one rank would make: neighbours and roundings are its own, to the bit
-    batches = evaluation_cut(task, [manifest[i] for i in range(len(manifest))], micro_s)[machine.rank :: machine.world]
+    batches = evaluation_cut(task, heard.examples, micro_s)[machine.rank :: machine.world]
     examples = [e for batch in batches for e in batch]
     answers: dict[str, Row] = {}
     bad: list[Bad] = []
@@ -82,9 +87,14 @@ def predict(
         raise StopAsked("stopped while evaluating")
     reasons = {b.id: b.reason for b in bad}
     rows = machine.gathered([_row(e, answers, reasons, how.buckets) for e in examples])
+    whole = heard.joined(rows)  # on every rank: pieces of one utterance come from several
+    rows += [{**_row(e, {}, {}, how.buckets), **said} for e, said in whole]
+    bad = [b for b in machine.gathered(bad) if b.id not in heard.pieces]
+    bad += [Bad(said["id"], said["reason"]) for _, said in whole if "reason" in said]
     order = {i: n for n, i in enumerate(manifest.column("id"))}
-    bad = sorted(machine.gathered(bad), key=lambda b: order[b.id])
-    return sorted(rows, key=lambda r: order[r["id"]]), bad
+    return sorted((r for r in rows if r["id"] in order), key=lambda r: order[r["id"]]), sorted(
+        bad, key=lambda b: order[b.id]
+    )
 
 
 def with_decode(recipe: Recipe, decode: Decode) -> Recipe:

@@ -25,7 +25,7 @@ from trainer.weighing import META, Weight, bytes_of, weigh
 
 log = logging.getLogger(__name__)
 
-GPUS_GB = (16, 24, 40, 48, 80, 141)
+GPUS_GB = (8, 16, 24, 40, 48, 80, 141)
 PLANNED_FOR = ("T4", "L4", "RTX 4090", "L40S", "A100", "H100", "B200")
 REACHED = 0.4  # of that peak
 CONTEXT_GB = 0.8  # CUDA's own, and its libraries' workspaces

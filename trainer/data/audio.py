@@ -64,10 +64,26 @@ def read_audio(path: str, start_s: float = 0.0, duration_s: float | None = None)
     Channels are averaged, other rates resampled (soxr, high quality). Raises AudioError where the file can't be read,
     is empty, silent, or ends before the span does.
     """
-    import soundfile
     import soxr
 
-    opened = _opened(path)
+    wave_T, rate = decoded(_opened(path), path, start_s, duration_s)
+    if rate != RATE:
+        wave_T = soxr.resample(wave_T, rate, RATE, quality="HQ")
+    if duration_s is None:
+        return np.ascontiguousarray(wave_T, dtype=np.float32)
+    wanted = samples_of(duration_s)
+    if len(wave_T) < wanted - SLACK_S * RATE:
+        raise AudioError(f"{path} ends at {start_s + len(wave_T) / RATE:.2f} s, not {start_s + duration_s:.2f} s")
+    return fit(wave_T, wanted)
+
+
+def decoded(opened: Any, path: str, start_s: float = 0.0, duration_s: float | None = None) -> tuple[np.ndarray, int]:
+    """Mono float32 (T,) at the recording's own rate, and that rate; `opened` is a path, or a file's bytes.
+
+    Raises AudioError, as `read_audio` does but for the length.
+    """
+    import soundfile
+
     try:
         with soundfile.SoundFile(opened) as f:
             rate = f.samplerate
@@ -84,14 +100,7 @@ def read_audio(path: str, start_s: float = 0.0, duration_s: float | None = None)
         raise AudioError(f"{path} holds values that are not numbers")
     if np.abs(wave_T).max() < SILENCE:
         raise AudioError(f"{path} is silent")
-    if rate != RATE:
-        wave_T = soxr.resample(wave_T, rate, RATE, quality="HQ")
-    if duration_s is None:
-        return np.ascontiguousarray(wave_T, dtype=np.float32)
-    wanted = samples_of(duration_s)
-    if len(wave_T) < wanted - SLACK_S * RATE:
-        raise AudioError(f"{path} ends at {start_s + len(wave_T) / RATE:.2f} s, not {start_s + duration_s:.2f} s")
-    return fit(wave_T, wanted)
+    return wave_T, rate
 
 
 def fit(wave_T: np.ndarray, n_samples: int) -> np.ndarray:

@@ -6,11 +6,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from trainer.data.long import heard_whole
 from trainer.data.manifest import Manifest, joined, open_hub, open_manifests, split_off
 from trainer.data.noise import NoiseFolder, open_noises
 from trainer.data.places import cache_root, data_root
 from trainer.errors import BadData
 from trainer.recipe.base import Recipe
+from trainer.recipe.data import Data
 from trainer.recipe.source import Source, source_name
 
 log = logging.getLogger(__name__)
@@ -33,8 +35,10 @@ def open_data(recipe: Recipe) -> DataSets:
     """The recipe's sets, with dev taken out of train where it says so. Raises BadData."""
     d, root, cache = recipe.data, data_root(), cache_root()
 
-    def opened(names: Sequence[str], limit: int | None) -> Manifest:
-        return open_manifests([root / n for n in names], d, root, cache, limit=limit)
+    def opened(names: Sequence[str], limit: int | None, data: Data = d) -> Manifest:
+        return open_manifests([root / n for n in names], data, root, cache, limit=limit)
+
+    decoded = heard_whole(recipe)  # dev and test
 
     if d.is_mixed:
         sources = [filtered(opened([s.manifest], None) if s.manifest else open_hub(s, d, cache), s) for s in d.sources]
@@ -48,11 +52,11 @@ def open_data(recipe: Recipe) -> DataSets:
         train = _limited(rest, d.limit_train)
         dev = _limited(dev, d.limit_dev)
     else:
-        train, dev = _limited(whole, d.limit_train), opened(d.dev, d.limit_dev)
+        train, dev = _limited(whole, d.limit_train), opened(d.dev, d.limit_dev, decoded)
         both = _in_both(dev.column("key"), train.column("key"))
         if len(both):
             raise BadData(f"{len(both)} ids stand in train and in dev, {dev[both[0]].id} among them", "keep dev apart")
-    test = opened(d.test, d.limit_test) if d.test else None
+    test = opened(d.test, d.limit_test, decoded) if d.test else None
     if d.shuffle_audio:
         seed = recipe.loop.seed
         test = test.shuffled_audio(seed) if test else None

@@ -26,7 +26,11 @@ class Data(Section):
     )
     fields: dict[str, str] = Field(default={}, description="our name of a manifest field → the manifest's name")
     min_s: float = Field(default=0.1, ge=0, description="shorter utterances are quarantined, seconds")
-    max_s: float = Field(default=30.0, gt=0, description="longer utterances are quarantined, seconds")
+    max_s: float = Field(
+        default=30.0,
+        gt=0,
+        description="longer utterances are not trained on, seconds; what is only decoded: eval.decode.long",
+    )
     max_bad_share: float = Field(
         default=0.01,
         ge=0,
