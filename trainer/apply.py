@@ -74,7 +74,7 @@ class Trained:
 
 def evaluate(args: argparse.Namespace) -> int:
     """Score manifests; the recipe's test set where none is named. The report is printed and kept."""
-    trained = _load(args)
+    trained = load_trained(args)
     recipe = trained.recipe
     names = args.inputs or recipe.data.test
     if not names:
@@ -104,7 +104,7 @@ def predict(args: argparse.Namespace) -> int:
     """A JSON line an utterance: id, text, and a reason where its audio could not be used. 1 where that was so."""
     if not args.inputs:
         raise BadData("there is nothing to transcribe", "name manifests (.jsonl) or sound files")
-    trained = _load(args)
+    trained = load_trained(args)
     manifest = _manifest(args.inputs, trained.recipe, need_text=False)
     machine = trained.machine
     live = _live("transcribed", machine)
@@ -141,7 +141,8 @@ def recipe_of(args: argparse.Namespace) -> Recipe:
     return parse_recipe(_with_sets(raw, args.set), expand=True)
 
 
-def _load(args: argparse.Namespace) -> Trained:
+def load_trained(args: argparse.Namespace) -> Trained:
+    """The model of `args.run` or `args.model`, on this machine, as its recipe and `args.set` say. Raises BadData."""
     recipe = recipe_of(args)
     if args.run is not None:
         return _load_run(RunDir(args.run), recipe)

@@ -64,8 +64,16 @@ def read_audio(path: str, start_s: float = 0.0, duration_s: float | None = None)
     Channels are averaged, other rates resampled (soxr, high quality). Raises AudioError where the file can't be read,
     is empty, silent, or ends before the span does.
     """
+    sound_TC, rate = read_sound(path, start_s, duration_s)
+    wave_T = sound_TC.mean(axis=1) if sound_TC.shape[1] > 1 else sound_TC[:, 0]
+    if np.abs(wave_T).max() < SILENCE:
+        raise AudioError(f"{path} is silent")
+    return resampled(wave_T, rate, path, start_s, duration_s)
+
+
+def read_sound(path: str, start_s: float = 0.0, duration_s: float | None = None) -> tuple[np.ndarray, int]:
+    """Samples as they are stored, float32 (T, channels), and their rate. Raises AudioError; silence is let be."""
     import soundfile
-    import soxr
 
     opened = _opened(path)
     try:
@@ -74,16 +82,20 @@ def read_audio(path: str, start_s: float = 0.0, duration_s: float | None = None)
             if start_s:
                 f.seek(min(round(start_s * rate), len(f)))
             frames = -1 if duration_s is None else round(duration_s * rate)
-            sound = f.read(frames, dtype="float32", always_2d=True)
+            sound_TC = f.read(frames, dtype="float32", always_2d=True)
     except Exception as e:
         raise AudioError(f"{path} is not audio that can be read ({_reason(e)})") from None
-    if not len(sound):
+    if not len(sound_TC):
         raise AudioError(f"{path} is empty" if not start_s else f"{path} ends before {start_s:.2f} s")
-    wave_T = sound.mean(axis=1) if sound.shape[1] > 1 else sound[:, 0]
-    if not np.isfinite(wave_T).all():
+    if not np.isfinite(sound_TC).all():
         raise AudioError(f"{path} holds values that are not numbers")
-    if np.abs(wave_T).max() < SILENCE:
-        raise AudioError(f"{path} is silent")
+    return sound_TC, rate
+
+
+def resampled(wave_T: np.ndarray, rate: int, path: str, start_s: float, duration_s: float | None) -> np.ndarray:
+    """At 16 kHz, exactly `duration_s` of it where that is given. Raises AudioError where it ends before."""
+    import soxr
+
     if rate != RATE:
         wave_T = soxr.resample(wave_T, rate, RATE, quality="HQ")
     if duration_s is None:
