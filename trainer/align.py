@@ -43,11 +43,13 @@ class Word:
     score: float
 
 
-def best_path(log_probs_PV: np.ndarray, tokens: Sequence[int], blank: int) -> Path | None:
+def best_path(
+    log_probs_PV: np.ndarray, tokens: Sequence[int], blank: int, held_bytes: int = POINTERS_BYTES
+) -> Path | None:
     """The path, or None where the frames can't hold the tokens: one a token, and one between two that are equal.
 
-    Memory is that of the log-probabilities and, for the way back, the larger of 64 MiB and 2 √P rows of states: an
-    hour's alignment (45,000 frames, 100,000 states) takes 0.2 GB, not 5.
+    Memory is that of the log-probabilities and, for the way back, the larger of `held_bytes` and 2 √P rows of states:
+    an hour's alignment (45,000 frames, 100,000 states) takes 0.2 GB, not 5.
     """
     n_frames = len(log_probs_PV)
     states_S = np.full(2 * len(tokens) + 1, blank, np.int64)
@@ -56,7 +58,7 @@ def best_path(log_probs_PV: np.ndarray, tokens: Sequence[int], blank: int) -> Pa
     may_skip_S[3::2] = states_S[3::2] != states_S[1:-2:2]
     if not n_frames:
         return None
-    block = max(isqrt(n_frames), min(n_frames, POINTERS_BYTES // len(states_S)), 1)
+    block = max(isqrt(n_frames), min(n_frames, held_bytes // len(states_S)), 1)
     best_S = np.full(len(states_S), -np.inf)
     best_S[:2] = log_probs_PV[0, states_S[:2]]
     saved = [best_S]  # as a block begins

@@ -22,6 +22,7 @@ CHAT = re.compile(
     r"|\((?:[^)]{3,}|\.+)\)"  # (laughs), pauses (..); (be)cause keeps its short brackets, which are odd all the same
     r"|\(\("  # ((unsure)) of other conventions
 )
+SIGNS = ("Sc", "Sm", "So")  # money, mathematics, pictures
 CONTROLS = ("Cc", "Cf", "Co", "Cs", "Cn")
 JOINERS = "\u200c\u200d"  # part of how Persian, Hindi and others are written
 BRACKETS = "()[]{}<>⟨⟩«»"
@@ -40,7 +41,7 @@ def odd_in(text: str, capitals_are_odd: bool = True) -> list[str]:
         found.append("digits")
     if any(c in BRACKETS for c in text):
         found.append("brackets")
-    if any(c in SYMBOLS or unicodedata.category(c) in ("Sc", "Sm", "So") for c in text):
+    if any(c in SYMBOLS or (unicodedata.category(c) in SIGNS and c not in BRACKETS) for c in text):
         found.append("symbols")
     if any(unicodedata.category(c) in CONTROLS and c not in "\t\n\r" and c not in JOINERS for c in text):
         found.append("control characters")
