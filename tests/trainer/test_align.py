@@ -2,27 +2,35 @@
 
 import itertools
 import json
+import os
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+import soxr
 import torch
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.speech import RATE, ctc_dict, make_corpus, tone, write_manifest
 
+from remote.rundir import RunDir
 from trainer.__main__ import main
 from trainer.align import Path as AlignedPath
 from trainer.align import best_path, words_of
 from trainer.aligned import Alignment, Spoken
-from trainer.aligner import Aligner, words_in
+from trainer.aligner import Aligner, open_aligner, words_in
 from trainer.apply import Trained
 from trainer.machine import Machine, placed
 from trainer.recipe.load import parse_recipe
 from trainer.splitting import EDGE_SCORE, split
 from trainer.task import make_task
 from trainer.tasks.ctc import CtcTask, collapsed
+from trainer.train import train
+
+ROOT = Path(__file__).resolve().parents[2]
 
 BLANK = 0
 
@@ -288,3 +296,101 @@ def test_a_model_without_ctc_is_refused(tmp_path: Path, capsys) -> None:
     task.export(task.build().module, tmp_path / "whisper")
     assert main(["align", str(make_corpus(tmp_path, 1)), "--model", str(tmp_path / "whisper")]) == 2
     assert "only CTC says when" in capsys.readouterr().err
+
+
+# ---- real speech
+
+
+DIGITS = os.environ.get("SPOKEN_DIGITS_DIR", "")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not DIGITS, reason="SPOKEN_DIGITS_DIR is not set")
+def test_a_small_model_tells_true_transcripts_from_others_and_finds_the_words(tmp_path: Path) -> None:
+    """A few minutes of training on real people's digits: what an untrained model can't show."""
+    digits = Path(DIGITS)
+    experiment = yaml.safe_load((ROOT / "configs" / "spoken_digits_ctc.yaml").read_text())
+    experiment["train"]["loop"] |= {"steps": 500}
+    experiment["train"]["augment"] = {**experiment["train"]["augment"], "join_p": 0.25}
+    experiment["train"]["eval"] |= {"every_steps": 500, "before_training": False}
+    experiment["train"]["log"] = {"every_steps": 50, "tensorboard": False}
+    file = tmp_path / "digits.yaml"
+    file.write_text(yaml.safe_dump(experiment))
+    began = time.monotonic()
+    train(file, RunDir(tmp_path / "run"), stop=lambda: False)
+    print(
+        f"trained {time.monotonic() - began:.0f} s; {json.loads(RunDir(tmp_path / 'run').summary.read_text())['headline']}"
+    )
+    model = str(tmp_path / "run" / "export")
+    fields = {"id": "utterance_id", "audio": "audio_path", "duration_s": "audio_duration_sec"}
+    fields |= {"text": "orthographic_text", "speaker": "speaker_id"}
+    folders = [str(digits), *(str(digits / f"audio_{n}") for n in range(3))]
+    sets = ["--set", f"data.fields={json.dumps(fields)}", "--set", f"data.audio_dirs={json.dumps(folders)}"]
+
+    rows = [r for r in rows_of(digits / "strings_test.jsonl") if len(r["orthographic_text"].split()) > 2]
+    texts = [r["orthographic_text"] for r in rows]
+    turned = [texts[(i + 7) % len(texts)] for i in range(len(texts))]
+    others = [
+        {**r, "utterance_id": f"x-{r['utterance_id']}", "orthographic_text": t}
+        for r, t in zip(rows, turned, strict=True)
+    ]
+    path = write_manifest(tmp_path / "both.jsonl", [*rows, *others])
+    assert main(["audit", str(path), "--align", model, *sets]) == 0
+    scores = {r["id"]: r.get("align") for r in rows_of(tmp_path / "both.audit.jsonl")}
+    true = [scores[r["utterance_id"]] for r in rows]
+    false = [
+        -99.0 if scores[r["utterance_id"]] is None else scores[r["utterance_id"]]
+        for r, t, own in zip(others, turned, texts, strict=True)
+        if t != own
+    ]
+    auc = np.mean([(t > f) + 0.5 * (t == f) for t in true for f in false])
+    print(f"align of true transcripts: median {np.median(true):.3f}, 10 % {np.quantile(true, 0.1):.3f}")
+    print(f"of others: median {np.median(false):.3f}, 90 % {np.quantile(false, 0.9):.3f}; AUC {auc:.4f}")
+    assert auc > 0.9
+
+    waves, joints, at = [], [], 0.0
+    rng = np.random.default_rng(0)
+    for row in rows[:10]:
+        name = Path(row["audio_path"]).name
+        (found,) = [p for d in folders[1:] if (p := Path(d) / name).exists()]
+        wave, rate = soundfile.read(found, dtype="float32")
+        pause = rng.normal(0, 1e-3, round(0.5 * rate)).astype(np.float32)
+        waves += [wave, pause]
+        at += (len(wave) + len(pause)) / rate
+        joints.append(at - len(pause) / rate / 2)  # the middle of the pause
+    soundfile.write(tmp_path / "long.wav", np.concatenate(waves), rate)
+    long = {"utterance_id": "long", "audio_path": "long.wav", "audio_duration_sec": at, "speaker_id": "many"}
+    long |= {"orthographic_text": " ".join(texts[:10]), "accent": "kept"}
+    path = write_manifest(tmp_path / "long.jsonl", [long])
+    where = ["--set", f"data.fields={json.dumps(fields)}"]
+    assert main(["align", str(path), "--model", model, *where]) == 0
+    (row,) = rows_of(tmp_path / "long.align.jsonl")
+    ends = np.cumsum([len(t.split()) for t in texts[:10]])
+    found_s = [(row["words"][e - 1][2] + row["words"][e][1]) / 2 for e in ends[:-1]]
+    off = np.abs(np.array(found_s) - joints[:-1])
+    print(
+        f"{at:.1f} s, {len(row['words'])} words; joints off by median {np.median(off):.3f} s, at most {off.max():.3f} s"
+    )
+    assert off.max() < 0.15
+
+    longest_s = 8.0
+    assert main(["align", str(path), "--model", model, "--split", str(longest_s), *where]) == 0
+    pieces, dropped = rows_of(tmp_path / "long.split.jsonl"), rows_of(tmp_path / "long.split.quarantine.jsonl")
+    print(f"{len(pieces)} pieces, {len(dropped)} in quarantine: {[d['reason'] for d in dropped]}")
+    assert sum(len(p["orthographic_text"].split()) for p in [*pieces, *dropped]) == len(row["words"])
+    assert all(p["audio_duration_sec"] <= longest_s and p["accent"] == "kept" for p in pieces)
+    assert len(dropped) <= 1
+    plain = [*where, "--set", "data.audio_dirs=[]", "--out", str(tmp_path / "ev")]
+    assert main(["evaluate", "--model", model, str(tmp_path / "long.split.jsonl"), *plain]) == 0
+    told = json.loads(next((tmp_path / "ev").glob("evaluate-*.json")).read_text())
+    print(f"WER of the pieces {100 * told['metrics']['wer']:.1f} %")
+    assert told["metrics"]["wer"] < 0.25
+
+    # the windows say what the whole says, also where a level is taken over the utterance
+    trained = open_aligner(Path(model)).trained
+    windows, whole = Aligner(trained, 6.0, 2.0), Aligner(trained, 60.0, 2.0)
+    wave, _ = soundfile.read(tmp_path / "long.wav", dtype="float32")
+    wave = soxr.resample(wave, rate, RATE)
+    seams, one = windows.log_probs(wave).argmax(-1), whole.log_probs(wave).argmax(-1)
+    print(f"frames that windows of 6 s hear as the whole of {at:.0f} s does: {100 * np.mean(seams == one):.1f} %")
+    assert np.mean(seams == one) > 0.9
