@@ -20,6 +20,7 @@ from trainer.data.loader import evaluation_batches, evaluation_cut
 from trainer.data.pcm import PcmCache
 from trainer.errors import AudioError, BadData
 from trainer.losses.labelled import wide
+from trainer.pauses import with_pauses
 from trainer.recipe.written import Writing, written
 from trainer.task import Bad, Batch, Example
 from trainer.tasks.ctc import CtcTask, frames_needed
@@ -106,16 +107,17 @@ class Aligner:
             if loaded.micro is None:
                 continue
             of_id = {e.id: e for e in loaded.micro.examples}
-            batch = loaded.micro.batch
-            for id, heard_PV in zip(batch.ids, self._heard(batch), strict=True):
-                yield id, self._answer(of_id[id], heard_PV)
+            batch: Any = loaded.micro.batch
+            for b, heard_PV in enumerate(self._heard(batch)):
+                wave_T = batch.wave_BT[b, : int(batch.samples_B[b])].numpy()
+                yield batch.ids[b], self._answer(of_id[batch.ids[b]], heard_PV, wave_T)
 
     def _of_long(self, example: Example) -> Alignment | Bad:
         try:
             wave_T = PcmCache(None).read(example.audio, example.start_s, example.duration_s)
         except AudioError as e:
             return Bad(example.id, e.message)
-        return self._answer(example, self.log_probs(wave_T))
+        return self._answer(example, self.log_probs(wave_T), wave_T)
 
     def _heard(self, batch: Batch) -> list[np.ndarray]:
         """Log-probabilities (P, V) of each utterance of a batch."""
@@ -126,7 +128,7 @@ class Aligner:
             log_probs_BPV = wide(task.logits(parts.module, prepared)).float().log_softmax(-1).cpu().numpy()
         return [log_probs_BPV[b, :n] for b, n in enumerate(prepared.n_frames)]
 
-    def _answer(self, example: Example, heard_PV: np.ndarray) -> Alignment | Bad:
+    def _answer(self, example: Example, heard_PV: np.ndarray, wave_T: np.ndarray) -> Alignment | Bad:
         words = example.text.split()
         whole = written(example.text, self.writing)
         tokenizer = self._task.tokenizer
@@ -156,7 +158,7 @@ class Aligner:
             first, last = mine[0].first, mine[-1].last
             end_s = min((last + 1) * frame_s, example.duration_s)
             found.append(Spoken(word, first * frame_s, end_s, path.score_of(first, last)))
-        return Alignment(example.id, path.score, found, frame_s, path.frame_scores_P)
+        return Alignment(example.id, path.score, with_pauses(found, wave_T), frame_s, path.frame_scores_P)
 
 
 def open_aligner(model: Path, sets: Sequence[str] = ()) -> Aligner:

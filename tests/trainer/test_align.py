@@ -24,6 +24,7 @@ from trainer.aligned import Alignment, Spoken
 from trainer.aligner import Aligner, open_aligner, words_in
 from trainer.apply import Trained
 from trainer.machine import Machine, placed
+from trainer.pauses import with_pauses
 from trainer.recipe.load import parse_recipe
 from trainer.splitting import EDGE_SCORE, split
 from trainer.task import make_task
@@ -182,6 +183,26 @@ def test_the_longest_pauses_are_cut() -> None:
     assert len(split(alignment, 15.0, 15.0)) == 1
 
 
+# ---- where words end
+
+
+def test_words_end_where_it_becomes_quiet_and_stay_where_it_does_not() -> None:
+    quiet = np.random.default_rng(0).normal(0, 1e-3, round(0.5 * RATE)).astype(np.float32)
+    wave = np.concatenate([quiet, tone(["low", "mid"]), quiet, tone(["high"]), tone(["low"]), quiet])
+    # sound: 0.5-0.9, 1.4-1.8; CTC says each token somewhere within its word
+    words = [Spoken("a", 0.6, 0.65, -0.1), Spoken("—", 0.65, 0.65, 0.0), Spoken("b", 1.5, 1.55, -0.1)]
+    words.append(Spoken("c", 1.7, 1.75, -0.1))
+    found = with_pauses(words, wave)
+    times = [found[0].start_s, found[0].end_s, found[2].start_s, found[3].end_s]
+    assert times == pytest.approx([0.5, 0.9, 1.4, 1.8], abs=0.03)
+    assert (found[2].end_s, found[3].start_s) == (1.55, 1.7), "there is no pause between them"
+    assert found[1].start_s == found[1].end_s == found[0].end_s
+    noise = np.random.default_rng(1).normal(0, 0.1, len(wave)).astype(np.float32)
+    assert with_pauses(words, noise) == words, "in noise nothing is known better than by the tokens"
+    assert with_pauses(words, wave[:0]) == words
+    assert with_pauses([], wave) == []
+
+
 # ---- the command, on an untrained model
 
 
@@ -305,22 +326,22 @@ DIGITS = os.environ.get("SPOKEN_DIGITS_DIR", "")
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.skipif(not DIGITS, reason="SPOKEN_DIGITS_DIR is not set")
 def test_a_small_model_tells_true_transcripts_from_others_and_finds_the_words(tmp_path: Path) -> None:
     """A few minutes of training on real people's digits: what an untrained model can't show."""
     digits = Path(DIGITS)
     experiment = yaml.safe_load((ROOT / "configs" / "spoken_digits_ctc.yaml").read_text())
-    experiment["train"]["loop"] |= {"steps": 500}
-    experiment["train"]["augment"] = {**experiment["train"]["augment"], "join_p": 0.25}
-    experiment["train"]["eval"] |= {"every_steps": 500, "before_training": False}
+    experiment["train"]["loop"] |= {"steps": 300}
+    experiment["train"]["augment"] |= {"join_p": 0.0}
+    experiment["train"]["eval"] |= {"every_steps": 300, "before_training": False}
     experiment["train"]["log"] = {"every_steps": 50, "tensorboard": False}
     file = tmp_path / "digits.yaml"
     file.write_text(yaml.safe_dump(experiment))
     began = time.monotonic()
-    train(file, RunDir(tmp_path / "run"), stop=lambda: False)
-    print(
-        f"trained {time.monotonic() - began:.0f} s; {json.loads(RunDir(tmp_path / 'run').summary.read_text())['headline']}"
-    )
+    run = RunDir(tmp_path / "run")
+    train(file, run, stop=lambda: False)
+    print(f"trained {time.monotonic() - began:.0f} s; {json.loads(run.summary.read_text())['headline']}")
     model = str(tmp_path / "run" / "export")
     fields = {"id": "utterance_id", "audio": "audio_path", "duration_s": "audio_duration_sec"}
     fields |= {"text": "orthographic_text", "speaker": "speaker_id"}

@@ -1,10 +1,11 @@
 """What rows of a manifest have in common: a field as numbers, whatever it is, without ten million rows in memory."""
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from trainer.data.manifest import Manifest
 from trainer.task import DURATIONS_S, duration_bucket
@@ -24,16 +25,18 @@ def codes_of(manifest: Manifest, name: str) -> tuple[np.ndarray, list[str]]:
     return _codes_of_meta(manifest, name)
 
 
-def rows_with(manifest: Manifest, name: str, values: Collection[str]) -> np.ndarray:
+def rows_with(manifest: Manifest, name: str, wanted: Collection[str]) -> np.ndarray:
     """Which positions have one of these values: bool (N,)."""
-    codes, known = codes_of(manifest, name)
-    return np.array([v in values for v in known], bool)[codes] if len(codes) else np.zeros(0, bool)
+    return has_one_of(*codes_of(manifest, name), wanted)
+
+
+def has_one_of(codes: np.ndarray, values: Sequence[str], wanted: Collection[str]) -> np.ndarray:
+    """The same of a field whose codes are there already."""
+    return np.array([v in wanted for v in values], bool)[codes] if len(codes) else np.zeros(0, bool)
 
 
 def text_lengths(manifest: Manifest) -> np.ndarray:
     """Characters of every transcript: int32 (N,)."""
-    import pyarrow.compute as pc
-
     whole = pa.concat_tables([t.table.select(["text"]) for t in manifest.tables]).column("text")
     lengths: np.ndarray = pc.utf8_length(whole).to_numpy().astype(np.int32)
     return lengths[manifest.rows]

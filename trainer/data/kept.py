@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from trainer.data.audited import Audit, Places, read_audit
-from trainer.data.buckets import rows_with
+from trainer.data.buckets import codes_of, has_one_of
 from trainer.data.manifest import Manifest
 from trainer.errors import BadData
 from trainer.recipe.keep import Keep
@@ -74,10 +74,11 @@ def kept(manifest: Manifest, source: Source, root: Path) -> tuple[np.ndarray, Ke
     _check_measured(audit, rules, source.manifest)
     hours = manifest.column("duration_s") / 3600
     good, free, told = np.ones(len(manifest), bool), np.ones(len(manifest), bool), []
+    fields = {name: codes_of(manifest, name) for name in {name for rule in rules for name in rule.where}}  # once each
     for rule in rules:
         mine = free.copy()
         for name, wanted in rule.where.items():
-            mine &= rows_with(manifest, name, {wanted} if isinstance(wanted, str) else set(wanted))
+            mine &= has_one_of(*fields[name], {wanted} if isinstance(wanted, str) else set(wanted))
         free &= ~mine
         at = np.flatnonzero(mine)
         among = place[at]
