@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-import soxr
 import torch
 import yaml
 from hypothesis import given, settings
@@ -27,7 +26,7 @@ from trainer.machine import Machine, placed
 from trainer.pauses import with_pauses
 from trainer.recipe.load import parse_recipe
 from trainer.splitting import EDGE_SCORE, split
-from trainer.task import make_task
+from trainer.task import Example, make_task
 from trainer.tasks.ctc import CtcTask, collapsed
 from trainer.train import train
 
@@ -369,7 +368,7 @@ def test_a_small_model_tells_true_transcripts_from_others_and_finds_the_words(tm
     print(f"of others: median {np.median(false):.3f}, 90 % {np.quantile(false, 0.9):.3f}; AUC {auc:.4f}")
     assert auc > 0.9
 
-    waves, joints, at = [], [], 0.0
+    waves, spans, at = [], [], 0.0  # where each string begins and ends in the long recording
     rng = np.random.default_rng(0)
     for row in rows[:10]:
         name = Path(row["audio_path"]).name
@@ -377,8 +376,8 @@ def test_a_small_model_tells_true_transcripts_from_others_and_finds_the_words(tm
         wave, rate = soundfile.read(found, dtype="float32")
         pause = rng.normal(0, 1e-3, round(0.5 * rate)).astype(np.float32)
         waves += [wave, pause]
+        spans.append((at, at + len(wave) / rate))
         at += (len(wave) + len(pause)) / rate
-        joints.append(at - len(pause) / rate / 2)  # the middle of the pause
     soundfile.write(tmp_path / "long.wav", np.concatenate(waves), rate)
     long = {"utterance_id": "long", "audio_path": "long.wav", "audio_duration_sec": at, "speaker_id": "many"}
     long |= {"orthographic_text": " ".join(texts[:10]), "accent": "kept"}
@@ -387,31 +386,34 @@ def test_a_small_model_tells_true_transcripts_from_others_and_finds_the_words(tm
     assert main(["align", str(path), "--model", model, *where]) == 0
     (row,) = rows_of(tmp_path / "long.align.jsonl")
     ends = np.cumsum([len(t.split()) for t in texts[:10]])
-    found_s = [(row["words"][e - 1][2] + row["words"][e][1]) / 2 for e in ends[:-1]]
-    off = np.abs(np.array(found_s) - joints[:-1])
-    print(
-        f"{at:.1f} s, {len(row['words'])} words; joints off by median {np.median(off):.3f} s, at most {off.max():.3f} s"
-    )
-    assert off.max() < 0.15
+    first, last = [row["words"][n] for n in [0, *ends[:-1]]], [row["words"][n - 1] for n in ends]
+    starts = np.abs([w[1] - start_s for w, (start_s, _) in zip(first, spans, strict=True)])
+    joints = [((last[n][2] + first[n + 1][1]) / 2, spans[n][1], spans[n + 1][0]) for n in range(9)]
+    late = [round(end_s - w[2], 2) for w, (_, end_s) in zip(last, spans, strict=True)]  # the strings fade out
+    print(f"{at:.1f} s, {len(row['words'])} words; strings begin within {starts.max():.3f} s of where they do")
+    print(f"their last words end so much before them: {late}")
+    assert starts.max() < 0.15
+    assert all(end_s - 0.15 < cut_s < start_s for cut_s, end_s, start_s in joints), "a cut lies in the pause"
 
-    longest_s = 8.0
+    longest_s = 6.0
     assert main(["align", str(path), "--model", model, "--split", str(longest_s), *where]) == 0
     pieces, dropped = rows_of(tmp_path / "long.split.jsonl"), rows_of(tmp_path / "long.split.quarantine.jsonl")
     print(f"{len(pieces)} pieces, {len(dropped)} in quarantine: {[d['reason'] for d in dropped]}")
     assert sum(len(p["orthographic_text"].split()) for p in [*pieces, *dropped]) == len(row["words"])
     assert all(p["audio_duration_sec"] <= longest_s and p["accent"] == "kept" for p in pieces)
-    assert len(dropped) <= 1
+    assert sum(len(p["orthographic_text"].split()) for p in pieces) > 0.6 * len(row["words"])
     plain = [*where, "--set", "data.audio_dirs=[]", "--out", str(tmp_path / "ev")]
     assert main(["evaluate", "--model", model, str(tmp_path / "long.split.jsonl"), *plain]) == 0
     told = json.loads(next((tmp_path / "ev").glob("evaluate-*.json")).read_text())
     print(f"WER of the pieces {100 * told['metrics']['wer']:.1f} %")
-    assert told["metrics"]["wer"] < 0.25
+    assert told["metrics"]["wer"] < 0.5, "a text beside another's sound would have 1"
 
-    # the windows say what the whole says, also where a level is taken over the utterance
+    # a level taken over the recording is another one in each window: words stay where they are
     trained = open_aligner(Path(model)).trained
-    windows, whole = Aligner(trained, 6.0, 2.0), Aligner(trained, 60.0, 2.0)
-    wave, _ = soundfile.read(tmp_path / "long.wav", dtype="float32")
-    wave = soxr.resample(wave, rate, RATE)
-    seams, one = windows.log_probs(wave).argmax(-1), whole.log_probs(wave).argmax(-1)
-    print(f"frames that windows of 6 s hear as the whole of {at:.0f} s does: {100 * np.mean(seams == one):.1f} %")
-    assert np.mean(seams == one) > 0.9
+    example = Example("long", str(tmp_path / "long.wav"), 0.0, at, " ".join(texts[:10]))
+    (windows,), (whole,) = (list(Aligner(trained, s, 2.0).align([example])) for s in (6.0, 60.0))
+    assert isinstance(windows, Alignment)
+    assert isinstance(whole, Alignment)
+    apart = np.abs([v.start_s - w.start_s for v, w in zip(windows.words, whole.words, strict=True)])
+    print(f"words by windows of 6 s and by the whole lie apart {np.quantile(apart, [0.5, 0.9])} s (median, 90 %)")
+    assert np.quantile(apart, 0.9) < 0.15
