@@ -84,7 +84,7 @@ class Trained:
 
 def evaluate(args: argparse.Namespace) -> int:
     """Score manifests; the recipe's test set where none is named. The report is printed and kept."""
-    trained = _load(args)
+    trained = load_trained(args)
     recipe = trained.recipe
     names = args.inputs or recipe.data.test
     if not names:
@@ -118,7 +118,7 @@ def predict(args: argparse.Namespace) -> int:
     if not args.inputs:
         raise BadData("there is nothing to transcribe", "name manifests (.jsonl) or sound files")
     form = read_format(_existing(str(args.format))) if args.format else None
-    trained = _load(args)
+    trained = load_trained(args)
     manifest = _manifest(args.inputs, trained.recipe, need_text=False)
     told: list[str] = []
     if form is not None:  # before hours are spent
@@ -174,7 +174,8 @@ def recipe_of(args: argparse.Namespace) -> Recipe:
     return parse_recipe(_with_sets(raw, args.set), expand=True)
 
 
-def _load(args: argparse.Namespace) -> Trained:
+def load_trained(args: argparse.Namespace) -> Trained:
+    """The model of `args.run` or `args.model`, on this machine, as its recipe and `args.set` say. Raises BadData."""
     recipe = recipe_of(args)
     if args.run is not None:
         return _load_run(RunDir(args.run), recipe)

@@ -29,6 +29,11 @@ TASKS = {
 DURATIONS_S = (1.0, 3.0, 10.0, 30.0)  # edges of the bucket `duration`
 
 
+def duration_bucket(duration_s: float) -> str:
+    """`under 3 s`, or `longer`."""
+    return next((f"under {edge:g} s" for edge in DURATIONS_S if duration_s < edge), "longer")
+
+
 @dataclass(frozen=True, slots=True)
 class Example:
     """One manifest row with its audio found. Seconds are of the recording; `audio` is a path on this machine."""
@@ -46,7 +51,7 @@ class Example:
     def bucket(self, name: str) -> str:
         """The value of a field that reports are split by: duration, speaker, language, source, or one of meta."""
         if name == "duration":
-            return next((f"under {edge:g} s" for edge in DURATIONS_S if self.duration_s < edge), "longer")
+            return duration_bucket(self.duration_s)
         value = getattr(self, name) if name in ("speaker", "language", "source") else self.meta.get(name, "")
         return str(value)
 

@@ -14,6 +14,7 @@ from remote.fence import Fence, take_epoch
 from remote.files import read_json
 from remote.rundir import EPOCH_ENV, RunDir
 from trainer.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint
+from trainer.data.health import write_health
 from trainer.data.loader import StepLoader
 from trainer.data.places import say_cache
 from trainer.data.sets import DataSets, open_data
@@ -56,6 +57,8 @@ def train(file: Path, run: RunDir, *, debug: bool = False, stop: Callable[[], bo
     _say_machine(machine)
     data = open_data(recipe)
     _say_data(data, run, machine)
+    if machine.is_first:
+        write_health(run, recipe, data)
     say_cache(recipe.data, [data.train, data.dev])
     recipe = recipe.resolved(lambda: data.train.column("text"))
     for line in recipe.exceptions():

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from tests.support.speech import RATE, WORDS
+from support.speech import RATE, WORDS
 
 AGES = ("3-4", "5-7", "8-11", "12+", "unknown")
 AGE_SHARES = (0.15, 0.3, 0.3, 0.15, 0.1)

@@ -64,9 +64,31 @@ def read_audio(path: str, start_s: float = 0.0, duration_s: float | None = None)
     Channels are averaged, other rates resampled (soxr, high quality). Raises AudioError where the file can't be read,
     is empty, silent, or ends before the span does.
     """
+    wave_T, rate = decoded(_opened(path), path, start_s, duration_s)
+    return resampled(wave_T, rate, path, start_s, duration_s)
+
+
+def read_sound(path: str, start_s: float = 0.0, duration_s: float | None = None) -> tuple[np.ndarray, int]:
+    """Samples as they are stored, float32 (T, channels), and their rate. Raises AudioError; silence is let be."""
+    return _samples(_opened(path), path, start_s, duration_s)
+
+
+def decoded(opened: Any, path: str, start_s: float = 0.0, duration_s: float | None = None) -> tuple[np.ndarray, int]:
+    """Mono float32 (T,) at the recording's own rate, and that rate; `opened` is a path, or a file's bytes.
+
+    Raises AudioError, as `read_audio` does but for the length.
+    """
+    sound_TC, rate = _samples(opened, path, start_s, duration_s)
+    wave_T = sound_TC.mean(axis=1) if sound_TC.shape[1] > 1 else sound_TC[:, 0]
+    if np.abs(wave_T).max() < SILENCE:
+        raise AudioError(f"{path} is silent")
+    return wave_T, rate
+
+
+def resampled(wave_T: np.ndarray, rate: int, path: str, start_s: float, duration_s: float | None) -> np.ndarray:
+    """At 16 kHz, exactly `duration_s` of it where that is given. Raises AudioError where it ends before."""
     import soxr
 
-    wave_T, rate = decoded(_opened(path), path, start_s, duration_s)
     if rate != RATE:
         wave_T = soxr.resample(wave_T, rate, RATE, quality="HQ")
     if duration_s is None:
@@ -77,11 +99,7 @@ def read_audio(path: str, start_s: float = 0.0, duration_s: float | None = None)
     return fit(wave_T, wanted)
 
 
-def decoded(opened: Any, path: str, start_s: float = 0.0, duration_s: float | None = None) -> tuple[np.ndarray, int]:
-    """Mono float32 (T,) at the recording's own rate, and that rate; `opened` is a path, or a file's bytes.
-
-    Raises AudioError, as `read_audio` does but for the length.
-    """
+def _samples(opened: Any, path: str, start_s: float, duration_s: float | None) -> tuple[np.ndarray, int]:
     import soundfile
 
     try:
@@ -90,17 +108,14 @@ def decoded(opened: Any, path: str, start_s: float = 0.0, duration_s: float | No
             if start_s:
                 f.seek(min(round(start_s * rate), len(f)))
             frames = -1 if duration_s is None else round(duration_s * rate)
-            sound = f.read(frames, dtype="float32", always_2d=True)
+            sound_TC = f.read(frames, dtype="float32", always_2d=True)
     except Exception as e:
         raise AudioError(f"{path} is not audio that can be read ({_reason(e)})") from None
-    if not len(sound):
+    if not len(sound_TC):
         raise AudioError(f"{path} is empty" if not start_s else f"{path} ends before {start_s:.2f} s")
-    wave_T = sound.mean(axis=1) if sound.shape[1] > 1 else sound[:, 0]
-    if not np.isfinite(wave_T).all():
+    if not np.isfinite(sound_TC).all():
         raise AudioError(f"{path} holds values that are not numbers")
-    if np.abs(wave_T).max() < SILENCE:
-        raise AudioError(f"{path} is silent")
-    return wave_T, rate
+    return sound_TC, rate
 
 
 def fit(wave_T: np.ndarray, n_samples: int) -> np.ndarray:

@@ -2,10 +2,13 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 
+from trainer.data.buckets import rows_with
+from trainer.data.kept import KeepTold, kept, with_audit
 from trainer.data.long import heard_whole
 from trainer.data.manifest import Manifest, joined, open_hub, open_manifests, split_off
 from trainer.data.noise import NoiseFolder, open_noises
@@ -19,11 +22,25 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
+class SourceTold:
+    """What a source's limits left of its manifest."""
+
+    name: str
+    utterances: int  # of its manifest, as far as they are usable
+    hours: float
+    used: int
+    used_h: float
+    filtered: Mapping[str, int]  # by min_s, max_s, where.FIELD and limit: how many each left out, in this order
+    keep: KeepTold | None = None
+
+
+@dataclass(frozen=True)
 class DataSets:
     train: Manifest
     dev: Manifest
     test: Manifest | None
     noises: Mapping[str, NoiseFolder] = field(default_factory=dict)
+    sources: Sequence[SourceTold] = ()  # of train, where some of them have limits of their own
 
     @property
     def sha256(self) -> dict[str, str]:
@@ -40,8 +57,13 @@ def open_data(recipe: Recipe) -> DataSets:
 
     decoded = heard_whole(recipe)  # dev and test
 
+    told: list[SourceTold] = []
     if d.is_mixed:
-        sources = [filtered(opened([s.manifest], None) if s.manifest else open_hub(s, d, cache), s) for s in d.sources]
+        sources = []
+        for s in d.sources:
+            left, of_source = filtered(opened([s.manifest], None) if s.manifest else open_hub(s, d, cache), s, root)
+            sources.append(left)
+            told.append(of_source)
         whole, first = joined(sources), len(sources[0])
     else:
         names = [str(s.manifest) for s in d.sources]
@@ -61,7 +83,7 @@ def open_data(recipe: Recipe) -> DataSets:
         seed = recipe.loop.seed
         test = test.shuffled_audio(seed) if test else None
         train, dev = train.shuffled_audio(seed), dev.shuffled_audio(seed)
-    return DataSets(train, dev, test, open_noises(recipe))
+    return DataSets(train, dev, test, open_noises(recipe), told)
 
 
 def _in_both(few: np.ndarray, many: np.ndarray) -> np.ndarray:
@@ -75,30 +97,36 @@ def _in_both(few: np.ndarray, many: np.ndarray) -> np.ndarray:
     return np.flatnonzero(found)
 
 
-def filtered(manifest: Manifest, source: Source) -> Manifest:
-    """What a source's own limits leave of its manifest. Raises BadData where that is nothing."""
+def filtered(manifest: Manifest, source: Source, root: Path) -> tuple[Manifest, SourceTold]:
+    """What a source's own limits leave of its manifest. Raises BadData where that is nothing, or its audit is unfit."""
     durations_s = manifest.column("duration_s")
-    keep = np.ones(len(manifest), bool)
+    keep, counts = np.ones(len(manifest), bool), {}
+
+    def leave(name: str, good: np.ndarray) -> None:
+        counts[name] = int((keep & ~good).sum())
+        np.logical_and(keep, good, out=keep)
+
     if source.min_s is not None:
-        keep &= durations_s >= source.min_s
+        leave("min_s", durations_s >= source.min_s)
     if source.max_s is not None:
-        keep &= durations_s <= source.max_s
+        leave("max_s", durations_s <= source.max_s)
     for name, wanted in source.where.items():
-        values = {wanted} if isinstance(wanted, str) else set(wanted)
-        if name in ("speaker", "language", "source"):
-            keep &= np.isin(manifest.column(name), list(values))
-        else:
-            among = np.flatnonzero(keep)
-            keep[among] = [manifest[int(i)].bucket(name) in values for i in among]
-    left = _limited(manifest.subset(np.flatnonzero(keep)), source.limit)
+        leave(f"where.{name}", rows_with(manifest, name, {wanted} if isinstance(wanted, str) else set(wanted)))
+    left, told = manifest.subset(np.flatnonzero(keep)), None
+    if source.keep and len(left):
+        good, told = kept(left, source, root)
+        left = replace(left.subset(np.flatnonzero(good)), sha256=with_audit(manifest, told.audit_sha256))
+    if source.limit is not None:
+        counts["limit"] = max(0, len(left) - source.limit)
+        left = _limited(left, source.limit)
     if not len(left):
         raise BadData(
             f"{source_name(source)}: its filters leave none of {len(manifest)} utterances",
-            "widen min_s, max_s or where of that source in train.data.train",
+            f"widen min_s, max_s, where{' or keep' if told else ''} of that source in train.data.train",
         )
     if len(left) < len(manifest):
         log.info("%s: %d of %d utterances, as its filters and limit say", source_name(source), len(left), len(manifest))
-    return left
+    return left, SourceTold(source_name(source), len(manifest), manifest.hours, len(left), left.hours, counts, told)
 
 
 def _limited(manifest: Manifest, limit: int | None) -> Manifest:

@@ -2,6 +2,8 @@
 
 from pydantic import Field, model_validator
 
+from remote.mistakes import did_you_mean
+from trainer.recipe.flags import FLAGS
 from trainer.recipe.section import Section
 
 
@@ -28,10 +30,15 @@ class Keep(Section):
     max_silence: float | None = Field(default=None, ge=0, le=1, description="share of the recording that is quiet")
     max_clipping: float | None = Field(default=None, ge=0, le=1, description="share of samples at full scale")
     min_snr_db: float | None = Field(default=None, description="loud parts over quiet ones, dB")
-    drop: list[str] = Field(default=[], description="flags of the audit: duplicate, odd_text, script, …")
+    drop: list[str] = Field(default=[], description="flags of the audit: duplicate_sound, odd_text, script, …")
 
     @model_validator(mode="after")
     def _is_of_use(self) -> "Keep":
         if self.either and (self.max_wer is None or self.max_cer is None):
             raise ValueError("either needs both max_wer and max_cer")
+        unknown = [
+            f"an audit has no flag {flag!r}{did_you_mean(flag, list(FLAGS))}" for flag in self.drop if flag not in FLAGS
+        ]
+        if unknown:
+            raise ValueError("; ".join(unknown))
         return self

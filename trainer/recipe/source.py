@@ -49,6 +49,8 @@ class Source(Section):
             raise ValueError(f"min_s ({self.min_s}) must be below max_s ({self.max_s})")
         if self.keep and self.audit is None:
             raise ValueError("keep goes by an audit: name its file (trainer audit writes it)")
+        if self.audit is not None and self.hub is not None:
+            raise ValueError("audit is about a manifest: make one of the set with trainer prepare from hf")
         return self
 
 

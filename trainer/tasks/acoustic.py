@@ -13,6 +13,7 @@ import numpy as np
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer, ParakeetEncoderConfig
 
+from trainer.data.audio import padded_samples
 from trainer.data.drawn import Drawn, draw_lengths, draw_spans, own, read_drawn
 from trainer.data.features import ParakeetMel, mask_spans
 from trainer.data.noise import noise_of, open_noises
@@ -126,6 +127,11 @@ class AcousticTask(ABC, Generic[R]):
         freq, time = draw_spans(draw, how.spec, bins, frames)
         heard_T = wave_T if draw is not None and self.recipe.loss.distill else None
         return Utterance(example.id, self._levelled(wave_T), drawn.padded, tokens, freq, time, heard_T=heard_T)
+
+    def item(self, id: str, wave_T: np.ndarray) -> Utterance:
+        """A sound that no manifest names, ready to be collated: a window of a longer one."""
+        padded = padded_samples(len(wave_T), self.recipe.data.edge_s)
+        return Utterance(id, self._levelled(wave_T), padded, [], [], [])
 
     def _unusable(self, drawn: Drawn, tokens: list[int]) -> str:
         """Why a transcript can't be learnt from its audio; empty where it can."""

@@ -7,6 +7,7 @@ B batch · T samples (16 kHz) · M mel bins · F mel frames (10 ms) · P encoder
 V vocabulary · N own encoder frames of the whole batch
 """
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -184,7 +185,7 @@ class CtcTask(AcousticTask[CtcRecipe]):
     def fits(self, text: str, n_samples: int) -> bool:
         """Whether the frames of so many samples can hold the text: a frame a token, and one between equal ones."""
         n = self.n_frames(n_samples)
-        return 2 * len(text) <= n or _frames_needed(self._tokens(text)) <= n
+        return 2 * len(text) <= n or frames_needed(self._tokens(text)) <= n
 
     def n_frames(self, n_samples: int) -> int:
         """The encoder's frames of so many samples."""
@@ -194,8 +195,15 @@ class CtcTask(AcousticTask[CtcRecipe]):
             return max(0, n_samples)
         return parakeet_frames(self.config.encoder_config, self._mel.frames(n_samples))
 
+    @property
+    def frame_samples(self) -> int:
+        """From one frame of the encoder to the next, in samples."""
+        if self._mel is None:
+            return math.prod(self.config.conv_stride)
+        return self._mel.hop * int(self.config.encoder_config.subsampling_factor)
+
     def _why_not(self, tokens: list[int], n_frames: int) -> str:
-        needed = _frames_needed(tokens)
+        needed = frames_needed(tokens)
         return f"its transcript needs {needed} frames (one a token, one between equal ones), its audio has {n_frames}"
 
     def _masked_over(self, n_samples: int) -> tuple[int, int]:
@@ -374,7 +382,8 @@ def collapsed(best: Sequence[int], blank: int) -> list[int]:
     return [t for n, t in enumerate(best) if t != blank and (n == 0 or best[n - 1] != t)]
 
 
-def _frames_needed(tokens: Sequence[int]) -> int:
+def frames_needed(tokens: Sequence[int]) -> int:
+    """The fewest frames that hold these tokens: one each, and one between two that are equal."""
     return len(tokens) + sum(a == b for a, b in pairwise(tokens))
 
 
