@@ -28,7 +28,7 @@ SUFFIX = {EVALUATE: "-eval", PREDICT: "-predict"}
 NAME_MAX = 30
 MAX_HOURS = 2.0  # unless --set says otherwise; a training's own, where that is less
 OURS = ("pod", "prep", "name")  # sections of the experiment that --set changes; the rest is the trainer's
-SAID_BY_US = ("--run", "--model", "--out")
+SAID_BY_US = ("--run", "--model", "--out", "--rows", "--check", "--format")
 # where the volume is mounted is known there alone, so a shell fills it in; what a person typed stays a word
 OUT = {EVALUATE: "reports", PREDICT: f"reports/{PREDICTIONS}"}
 SCRIPT = (
@@ -69,6 +69,7 @@ class Wanted:
     inputs: Sequence[str] = ()
     options: Sequence[str] = ()
     sets: Sequence[str] = ()
+    format: str = ""  # what a submission must be like
 
     @property
     def pod_sets(self) -> tuple[str, ...]:
@@ -183,13 +184,14 @@ def experiment_for(subject: Subject, wanted: Wanted, folder: Path) -> str:
 
 def command_of(run_id: str, wanted: Wanted) -> list[str]:
     """argv of the job. Raises BadInput for an option that is not the person's to say."""
+    shape = ["--format", wanted.format] if wanted.format else []
     for option in wanted.options:
         begun = option.partition("=")[0]
         if len(begun) > 2 and any(said.startswith(begun) for said in SAID_BY_US):
             raise BadInput(f"{begun} is said by podctl itself", "leave it out; podctl pull fetches what a run has")
     sets = [word for text in wanted.recipe_sets for word in ("--set", text)]
     inputs = ["--", *wanted.inputs] if wanted.inputs else []
-    return ["bash", "-c", SCRIPT, wanted.does, run_id, OUT[wanted.does], *wanted.options, *sets, *inputs]
+    return ["bash", "-c", SCRIPT, wanted.does, run_id, OUT[wanted.does], *shape, *wanted.options, *sets, *inputs]
 
 
 def name_of(run: Run, does: str) -> str:

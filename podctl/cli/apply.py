@@ -188,8 +188,7 @@ def _apply(
     target = _target(to or Path(f"{found.id}.predictions.jsonl"), overwrite=overwrite) if does == PREDICT else None
     subject = find_subject(found, this_project(), clock_from_env().now(), program())
     meant, shape = _meant(subject, names, format)
-    more = ["--format", *(m.name for m in shape)] if shape else []
-    wanted = Wanted(does, [m.name for m in meant], [*more, *options], tuple(sets or ()))
+    wanted = Wanted(does, [m.name for m in meant], options, tuple(sets or ()), "".join(m.name for m in shape))
     _say_what(ui, subject, wanted, [*meant, *shape])
     with tempfile.TemporaryDirectory(prefix="podctl-") as tmp:
         path = Path(tmp, "experiment.yaml")

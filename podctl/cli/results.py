@@ -86,7 +86,7 @@ def report(
     from podctl.ui import Ui
     from remote.clock import clock_from_env
 
-    found, ledger = meant_run(run, training=True)
+    found, _ = meant_run(run, training=True)
     second = meant_run(other)[0] if other else None
     for r in (found, second):
         if r is not None and r.of:
@@ -95,7 +95,7 @@ def report(
         raise BadInput(f"{found.id} is one run, and a comparison needs two", f"podctl report {found.id}")
     ui, now = Ui(as_json=as_json), clock_from_env().now()
     target = place_of(found, second, to)
-    views = [bring_small_files(r, ledger, ui, now) for r in (found, second) if r is not None]
+    views = [bring_small_files(r, ui, now) for r in (found, second) if r is not None]
     page = make_page(found, second, target, views[0].usd)
     if not page.made_here:
         ui.warn(f"{page.why}: this is the page that {found.id} made of itself")

@@ -89,7 +89,7 @@ def trainer(cli: Cli, *words: object) -> str:
 def children_recipe(steps: int) -> dict[str, Any]:
     """A tiny Whisper on what the prep stages made; its training set goes by its audit."""
     plain = recipe_dict(Path("kids"), loop={"steps": steps}, eval={"normaliser": "english", "buckets": ["age_bucket"]})
-    keep = [{"drop": ["duplicate"], "max_clipping": 0.2}]
+    keep = [{"drop": ["duplicate_sound"], "max_clipping": 0.2}]
     train = [{"manifest": "kids/train.jsonl", "audit": "kids/train.audit.jsonl", "keep": keep}]
     return {**plain, "data": {**plain["data"], "train": train, "dev": ["kids/dev_small.jsonl"]}}
 

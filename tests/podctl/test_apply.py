@@ -2,10 +2,12 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 import yaml
+from support.machines import sshd_machine
 from support.podctl_cli import Cli, wait_for
 from support.stand_in import quick_python, trained
 
@@ -124,6 +126,9 @@ def test_the_exit_code_is_the_commands_and_the_same_words_begin_it_anew(quick: C
     other = quick("evaluate", "tiny", "far.jsonl", "--json")
     assert (other.code, other.lines[0]["resumes"]) == (0, False), other
     assert "asked for something else" in other.lines[0]["because"]
+    named = quick.experiment("echo another", name="tiny-eval", file="y.yaml")
+    assert quick("evaluate", "tiny", "/absent.jsonl").code == 2
+    assert quick("train", "-c", named, "--local").code == 0, "an evaluation stands in no training's way"
     refused = quick("evaluate", bad.lines[0]["run"])
     assert (refused.code, "is no training" in refused.err) == (2, True), refused
 
@@ -181,7 +186,7 @@ def test_an_unkind_name_stays_one_word(tmp_path: Path) -> None:
     assert not (tmp_path / "pwned").exists()
 
 
-@pytest.mark.parametrize("option", ["--run=x", "--out", "--ou", "--model=y"])
+@pytest.mark.parametrize("option", ["--run=x", "--out", "--ou", "--model=y", "--rows", "--format=z"])
 def test_what_podctl_says_itself_is_not_said_twice(option: str) -> None:
     with pytest.raises(BadInput, match="said by podctl"):
         command_of("r", Wanted("evaluate", (), [option]))
@@ -246,3 +251,40 @@ def test_a_file_is_sent_or_lies_there_or_is_missed_and_all_mistakes_come_at_once
     assert "looked for on the volume" in notes[1]
     same = Around(root, around.sent, root, around.look, same_machine=True)
     assert resolve(["../outside.jsonl"], same)[0].name == str(tmp_path / "outside.jsonl")
+
+
+def test_a_submissions_format_is_told_before_what_is_transcribed() -> None:
+    assert command_of("r", Wanted("predict", ["a.jsonl"], format="f.jsonl"))[6:] == [
+        "--format",
+        "f.jsonl",
+        "--",
+        "a.jsonl",
+    ]
+
+
+@pytest.mark.slow
+def test_on_a_machine_that_one_has_it_asks_before_two_share_it(quick: Cli, tmp_path: Path) -> None:
+    with sshd_machine(tmp_path) as machine:
+        quick.env |= machine.env
+        pod = {"provider": "ssh", **machine.pod_section}
+        pod["ssh"] = {**machine.pod_section["ssh"], "python": str(quick_python(tmp_path / "quick"))}
+        file = quick.experiment(trained("60"), **pod)
+        assert quick("train", "-c", file, "--detach").code == 0
+        (run,) = (machine.volume / "runs").iterdir()
+        wait_for(lambda: (run / "checkpoints" / "step-00000001" / "COMPLETE").exists())
+        busy = quick("evaluate")
+        assert (busy.code, "--beside" in busy.err) == (8, True), busy
+        elsewhere = quick("evaluate", "--local")
+        assert (elsewhere.code, "lies at ssh, not on this machine" in elsewhere.err) == (2, True), elsewhere
+        beside = quick("evaluate", "--beside")
+        assert beside.code == 0, beside
+        assert list(home_of(quick, run.name).glob("evaluate-*.json"))
+        assert quick("stop", "tiny").code == 0
+
+
+@pytest.mark.slow
+def test_a_volume_that_is_gone_is_said(quick: Cli) -> None:
+    assert quick("train", "-c", quick.experiment(trained()), "--local").code == 0
+    shutil.rmtree(quick.home / "volume")
+    lost = quick("evaluate")
+    assert (lost.code, "its volume with it" in lost.err) == (1, True), lost

@@ -1,17 +1,22 @@
 """`podctl report`: the page is made here where it can be, of what came home; else the run's own will do."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
-from support.podctl_cli import Cli
+from support.person import converse
+from support.podctl_cli import COMMAND, Cli, wait_for
 from support.stand_in import quick_python, trained
 
 from podctl.errors import BadInput, MissingHere, PodctlError
 from podctl.page import can_show, make_page, place_of
 from podctl.pods import Run
 from remote.rundir import RunDir
+from trainer.commands import NAMES
 
 MAKES = """
+import sys
 from pathlib import Path
 words = sys.argv[1:]
 assert words[0] == "report", words
@@ -116,6 +121,38 @@ def test_evaluations_and_strangers_have_no_page_of_their_own(quick: Cli) -> None
     run = quick.run_dir().name
     same = quick("report", run, run)
     assert (same.code, "a comparison needs two" in same.err) == (2, True), same
+
+
+@pytest.mark.slow
+def test_it_says_how_new_what_it_shows_is(quick: Cli) -> None:
+    assert quick("train", "-c", quick.experiment(trained("60")), "--local", "--detach").code == 0
+    wait_for(lambda: (quick.run_dir() / "reports" / "summary.json").exists())
+    run = quick.run_dir().name
+    going = quick("report", "--no-browser")
+    assert f"{run} is still running: this is what it has measured so far" in going.err, going
+    assert (quick.project / ".podctl" / "runs" / run / "reports" / "summary.json").exists(), "it was brought"
+    assert quick("stop").code == 0
+    shutil.rmtree(quick.home / "volume")
+    gone = quick("report", "--no-browser")
+    assert "this is what came home" in gone.err, gone
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("report" not in NAMES, reason="this trainer makes no pages")
+def test_a_browser_is_opened_on_the_page_that_was_made(quick: Cli, tmp_path: Path) -> None:
+    row = {"step": 0, "metrics": {"wer": 0.5, "utterances": 4}, "table": [], "provenance": {}}
+    measured = f"echo '{json.dumps(row)}' > $PODCTL_RUN_DIR/reports/dev.jsonl"
+    assert quick("train", "-c", quick.experiment(f"{trained()}; {measured}"), "--local").code == 0
+    browser = tmp_path / "browser"
+    browser.write_text(f'#!/bin/sh\necho "$1" > {tmp_path}/opened\n')
+    browser.chmod(0o755)
+    env = {k: v for k, v in quick.env.items() if not k.startswith("SSH_")} | {"BROWSER": str(browser)}
+    code, seen = converse([*COMMAND, "report"], [], env=env, cwd=quick.project)
+    assert code == 0, seen
+    page = quick.project / ".podctl" / "runs" / quick.run_dir().name / "report.html"
+    assert str(page) in seen
+    wait_for(lambda: (tmp_path / "opened").exists())
+    assert (tmp_path / "opened").read_text().strip() == page.as_uri()
 
 
 @pytest.mark.slow
