@@ -21,7 +21,9 @@ def hand_on(run: Run, known: Mapping[str, Run]) -> tuple[str, ...]:
     came = RunDir(results_dir(run))
     if run.does == "predict":
         source, to = came.reports / PREDICTIONS, str(run.detail.get("to") or "")
-        return (_put(source, Path(to), overwrite=bool(run.detail.get("overwrite"))),) if to and source.exists() else ()
+        if not to or not source.exists():
+            return ()
+        return (_put(source, Path(to), overwrite=bool(run.detail.get("overwrite")) and _is_older(Path(to), run)),)
     evaluated = known.get(run.of)
     if evaluated is None:
         return ()
@@ -34,6 +36,11 @@ def hand_on(run: Run, known: Mapping[str, Run]) -> tuple[str, ...]:
         if source.is_file():
             _put(source, beside.sounds / source.name, overwrite=True)
     return tuple(c for c in copies if c.endswith(".json"))
+
+
+def _is_older(target: Path, run: Run) -> bool:
+    """Whether what stands there stood there when the run was begun: what was written since is somebody's work."""
+    return target.exists() and target.stat().st_mtime < (run.launched_at or 0.0)
 
 
 def _put(source: Path, target: Path, *, overwrite: bool) -> str:

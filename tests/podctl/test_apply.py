@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ from support.stand_in import quick_python, trained
 
 from podctl.apply import Subject, Wanted, command_of, experiment_for, name_of, purpose
 from podctl.cli.apply import _words
-from podctl.errors import BadInput
+from podctl.errors import BadInput, PodctlError
+from podctl.handing import hand_on
 from podctl.inputs import Around, resolve
 from podctl.pods import Run
 
@@ -288,3 +290,18 @@ def test_a_volume_that_is_gone_is_said(quick: Cli) -> None:
     shutil.rmtree(quick.home / "volume")
     lost = quick("evaluate")
     assert (lost.code, "its volume with it" in lost.err) == (1, True), lost
+
+
+def test_a_file_that_was_touched_since_is_never_replaced(tmp_path: Path) -> None:
+    to = tmp_path / "out.jsonl"
+    detail = {"of": "x", "does": "predict", "to": str(to), "overwrite": True, "project_root": str(tmp_path)}
+    run = Run("tiny-predict-1", "p", "tiny-predict", "local", "", 0.0, launched_at=2e9, detail=detail)
+    (home_of_run := tmp_path / ".podctl" / "runs" / run.id / "reports").mkdir(parents=True)
+    (home_of_run / "predictions.jsonl").write_text("new")
+    to.write_text("old")
+    assert hand_on(run, {}) == (str(to),)
+    assert to.read_text() == "new"
+    to.write_text("corrected by hand")
+    with pytest.raises(PodctlError, match="was there already, and stays"):
+        hand_on(replace(run, launched_at=1e9), {})
+    assert to.read_text() == "corrected by hand"
