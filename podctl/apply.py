@@ -194,6 +194,18 @@ def command_of(run_id: str, wanted: Wanted) -> list[str]:
     return ["bash", "-c", SCRIPT, wanted.does, run_id, OUT[wanted.does], *shape, *wanted.options, *sets, *inputs]
 
 
+def refuse_odd_inputs(does: str, names: Sequence[str]) -> None:
+    """What the trainer would refuse once a pod is paid for. Raises BadInput."""
+    others = [n for n in names if not n.endswith(".jsonl")]
+    if others and does == EVALUATE:
+        raise BadInput(
+            f"{shown(others[0])} is no manifest (.jsonl): only what was transcribed can be scored",
+            "podctl predict transcribes sound files",
+        )
+    if others and len(others) < len(names):
+        raise BadInput("manifests and sound files are two predictions", "name only manifests (.jsonl), or only sounds")
+
+
 def name_of(run: Run, does: str) -> str:
     """`tiny-eval`: a lineage beside the training's own."""
     suffix = SUFFIX[does]

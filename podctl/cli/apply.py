@@ -171,7 +171,7 @@ def _apply(
     """What was asked, as an experiment of its own, then all ten steps."""
     import tempfile
 
-    from podctl.apply import PREDICT, Wanted, experiment_for, find_subject, purpose
+    from podctl.apply import PREDICT, Wanted, experiment_for, find_subject, purpose, refuse_odd_inputs
     from podctl.cli import program
     from podctl.errors import BadInput
     from podctl.prepare import Order
@@ -185,6 +185,7 @@ def _apply(
             f"{found.id} lies at {found.provider}, not on this machine",
             f"leave --local out; or podctl pull {found.id} --checkpoints, and trainer {does} --run",
         )
+    refuse_odd_inputs(does, names)
     target = _target(to or Path(f"{found.id}.predictions.jsonl"), overwrite=overwrite) if does == PREDICT else None
     subject = find_subject(found, this_project(), clock_from_env().now(), program())
     meant, shape = _meant(subject, names, format)

@@ -12,7 +12,7 @@ from support.machines import sshd_machine
 from support.podctl_cli import Cli, wait_for
 from support.stand_in import quick_python, trained
 
-from podctl.apply import Subject, Wanted, command_of, experiment_for, name_of, purpose
+from podctl.apply import Subject, Wanted, command_of, experiment_for, name_of, purpose, refuse_odd_inputs
 from podctl.cli.apply import _words
 from podctl.errors import BadInput, PodctlError
 from podctl.handing import hand_on
@@ -69,7 +69,7 @@ def test_a_training_goes_on_from_trainings_and_so_does_what_speaks_of_one(quick:
     assert again.code == 0, again
     assert again.lines[0]["because"] == f"{run} succeeded"
     quick("evaluate", run)
-    assert "succeeded: there is nothing to resume" in quick("resume").err
+    assert f"{again.lines[0]['run']} succeeded: there is nothing to resume" in quick("resume").err
     assert quick("attach").stdout.count("trained") == 0  # the newest of all
     names = [line["name"] for line in quick("ps", "--json").lines]
     assert names == ["tiny", "tiny-eval", "tiny", "tiny-eval"]
@@ -305,3 +305,11 @@ def test_a_file_that_was_touched_since_is_never_replaced(tmp_path: Path) -> None
     with pytest.raises(PodctlError, match="was there already, and stays"):
         hand_on(replace(run, launched_at=1e9), {})
     assert to.read_text() == "corrected by hand"
+
+
+def test_inputs_that_the_trainer_would_refuse_are_refused_for_nothing() -> None:
+    for does, names in (("evaluate", ["a.jsonl", "b.wav"]), ("predict", ["a.jsonl", "b.wav"])):
+        with pytest.raises(BadInput):
+            refuse_odd_inputs(does, names)
+    for does, names in (("evaluate", []), ("evaluate", ["a.jsonl"]), ("predict", ["a.wav", "b.wav"])):
+        refuse_odd_inputs(does, names)
