@@ -32,9 +32,12 @@ def choose(
     *,
     force: bool,
     podctl: str,
+    evaluates: bool = False,
 ) -> Choice:
-    """Is it a new run, or does an older one go on? Raises Busy, BadInput, Unreachable."""
-    before = newest(runs.open_ledger().runs().values(), project.id, lineage)
+    """Is it a new run, or does an older one go on? Trainings follow trainings, and what `evaluates` a run follows its
+    like. Raises Busy, BadInput, Unreachable."""
+    alike = [r for r in runs.open_ledger().runs().values() if bool(r.of) == evaluates]
+    before = newest(alike, project.id, lineage)
     new_id = make_run_id(lineage, clock.now(), token())
     state, differences = "", []
     if before is not None and runs.is_gone(before):
@@ -58,7 +61,7 @@ def choose(
             differences = changes_since(before, host, experiment)
             if moved is None and state in RESUMABLE and not same_machine(before, provider, experiment):
                 differences = [f"pod: it lies on {host.name}, and this names another machine", *differences]
-    return choose_run(before, state, differences, force=force, new_id=new_id, podctl=podctl)
+    return choose_run(before, state, differences, force=force, new_id=new_id, podctl=podctl, anew=evaluates)
 
 
 def refuse_unfetched(run: Run, state: str, podctl: str) -> None:
@@ -98,7 +101,7 @@ def experiment_of(run: Run, ledger: Ledger, here: Project) -> bytes:
     if run.project != here.id:
         root = run.detail.get("project_root", "")
         raise BadInput(f"{run.id} is of another project, whose code it needs", f"cd {root}, then again")
-    last = newest(ledger.runs().values(), run.project, run.name)
+    last = newest([r for r in ledger.runs().values() if bool(r.of) == bool(run.of)], run.project, run.name)
     if last is not None and last.id != run.id:
         raise BadInput(f"{last.id} is newer than {run.id}", f"podctl resume {last.id}; an older run stays as it is")
     if run.is_rented or not run.pod:

@@ -134,9 +134,14 @@ def _positional(
     values: Values,
 ) -> Iterable[Word] | None:
     given = [w for i, w in enumerate(after) if not w.startswith("-") and (i == 0 or after[i - 1] not in takes)]
-    if not command.arguments or len(given) >= len(command.arguments):
+    if not command.arguments:
         return []
-    return values(command.arguments[len(given)], begun, words)
+    at = len(given)
+    if at >= len(command.arguments):
+        if not command.arguments[-1].endswith("..."):
+            return []
+        at = len(command.arguments) - 1
+    return values(command.arguments[at], begun, words)
 
 
 def _beginning(begun: str, words: Iterable[Word]) -> list[Word]:
@@ -153,7 +158,7 @@ def _of(words: Iterable[Word] | None, begun: str) -> list[Word] | None:
 
 def values_here(value: str, begun: str, words: Sequence[str]) -> Iterable[Word] | None:
     """The words that a metavar stands for, in this project at this moment."""
-    if value.startswith("RUN"):  # of exec: RUN -- CMD
+    if value.startswith("RUN") or value == "OTHER":  # of exec: RUN -- CMD
         return runs_here()
     if value == "FILE":
         return experiment_files(begun)
@@ -163,7 +168,7 @@ def values_here(value: str, begun: str, words: Sequence[str]) -> Iterable[Word] 
         return [(name, "") for name in SHELLS]
     if value == "HOST":
         return hosts_known()
-    if value in ("DIR", "PATH", "CMD"):
+    if value in ("DIR", "PATH", "CMD", "MANIFEST..."):
         return None
     return []
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from podctl import ledger as events
 from podctl.errors import BadInput, PodctlError, PodGone
+from podctl.handing import hand_on
 from podctl.host import Host, write
 from podctl.ledger import Event, Ledger
 from podctl.pods import Run
@@ -17,7 +18,7 @@ from podctl.runs import View, results_dir, run_dir
 from podctl.transfer import Outcome, pull_data
 from podctl.ui import money, shown
 from podctl.uplink import Desk
-from remote.rundir import LOST, STOPPED, SUCCEEDED, RunDir
+from remote.rundir import EXIT_BAD_INPUT, LOST, STOPPED, SUCCEEDED, RunDir
 
 EXPORT_SMALL_KB = 1024  # an export's configuration and tokeniser, not its weights
 
@@ -45,6 +46,7 @@ class Receipt:
     pod: str = ""  # what became of a rented one: gone, stopped, kept
     metrics: dict[str, Any] = field(default_factory=dict)
     trouble: str = ""  # what went wrong after the end
+    copies: tuple[str, ...] = ()  # where else its results were put: an evaluation's, beside the run that it is of
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -60,13 +62,25 @@ def settle(view: View, host: Host, ledger: Ledger, project: str, podctl: str) ->
             fetch_results(where, host, results)
     with _noting(trouble, "its end could not be recorded"):
         close_books(view, ledger, project)
-    receipt = replace(make_receipt(view, host, results, podctl), trouble="; ".join(trouble))
+    copies, why = handed_on(run, ledger)
+    trouble += [why] if why else []
+    receipt = replace(make_receipt(view, host, results, podctl), trouble="; ".join(trouble), copies=copies)
     text = json.dumps(receipt.as_dict(), indent=1, ensure_ascii=False) + "\n"
     with _noting(trouble, "its receipt could not be written"):
         write(host, PurePosixPath(where.receipt), text)
         if results.is_dir() and not trouble:
             (results / where.receipt.name).write_text(text, encoding="utf-8")
     return replace(receipt, trouble="; ".join(trouble))
+
+
+def handed_on(run: Run, ledger: Ledger) -> tuple[tuple[str, ...], str]:
+    """What an evaluation found, also where it is looked for: the paths, and what is wrong with them."""
+    trouble: list[str] = []
+    copies: tuple[str, ...] = ()
+    if run.of:
+        with _noting(trouble, "its results could not be put where they belong"):
+            copies = hand_on(run, ledger.runs())
+    return copies, "; ".join(trouble)
 
 
 def make_receipt(view: View, host: Host, results: Path, podctl: str, *, where: RunDir | None = None) -> Receipt:
@@ -103,6 +117,8 @@ def exit_code_of(view: View) -> int:
     """podctl's word for how a run ended."""
     if view.state == SUCCEEDED:
         return 0
+    if view.run.of and view.status is not None and view.status.exit_code == EXIT_BAD_INPUT:
+        return BadInput.exit_code  # nothing was trained: whoever asked made a mistake
     if view.state == STOPPED:
         return 7 if view.status is not None and view.status.limit else 75
     return 1

@@ -48,6 +48,7 @@ def take_place(p: Prepared, record: Callable[..., None], ui: Ui, clock: Clock, u
         project_root=str(p.project.root),
         rents=p.provider.can.rents,
         wanted_volume=p.spec.volume or "",
+        **p.purpose,
     )
     if not p.provider.can.rents:
         pod = p.provider.create(p.plan.pod_name, p.plan.offers[0], p.spec, Boot(env=p.experiment.env))

@@ -48,9 +48,17 @@ class Choice:
 
 
 def choose_run(
-    newest: Run | None, state: str, differences: Sequence[str], *, force: bool, new_id: str, podctl: str = "podctl"
+    newest: Run | None,
+    state: str,
+    differences: Sequence[str],
+    *,
+    force: bool,
+    new_id: str,
+    podctl: str = "podctl",
+    anew: bool = False,
 ) -> Choice:
-    """What a second `train` means. `state` is the volume's word on the newest run of this name.
+    """What a second `train` means. `state` is the volume's word on the newest run of this name. `anew`: one that
+    differs is another one, as of evaluations, which leave nothing half-done that others could need.
 
     Raises Busy where it still runs, BadInput where resuming would train something else than what was begun.
     """
@@ -66,6 +74,8 @@ def choose_run(
         return Choice(new_id, because=f"{newest.id} ({state}) stays as it is")
     if state == SUCCEEDED:
         return Choice(new_id, because=f"{newest.id} succeeded")
+    if differences and anew:
+        return Choice(new_id, because=f"{newest.id} ({state}) was asked for something else")
     if differences:
         raise BadInput(
             f"{newest.id} ({state}) was begun with other settings, so it can't be resumed with these",

@@ -181,6 +181,21 @@ class Run:
         return bool(self.detail.get("rents", False))
 
     @property
+    def of(self) -> str:
+        """The run whose model this one evaluates or lets predict; "" for one that stands by itself (docs/adr/0028)."""
+        return str(self.detail.get("of") or "")
+
+    @property
+    def does(self) -> str:
+        """evaluate or predict, where it is `of` another run."""
+        return str(self.detail.get("does") or "") if self.of else ""
+
+    @property
+    def again(self) -> str:
+        """What is typed after `podctl` to go on with it, or to begin it anew."""
+        return f"{self.does} {self.of} with the same words" if self.of else "train with the same file"
+
+    @property
     def was_undone(self) -> bool:
         """Its launch failed, and what it had been given was given back: nothing of it is anywhere."""
         return self.gone_at is not None and self.launched_at is None

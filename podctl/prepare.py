@@ -8,7 +8,7 @@ import importlib.util
 import secrets
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,8 @@ class Order:
     beside: bool = False
     unguarded: bool = False
     podctl: str = "podctl"  # as a person can type it
+    purpose: Mapping[str, Any] = field(default_factory=dict)  # of a run that evaluates another: podctl/apply.py
+    on_pod: str = ""  # the rented pod, switched off, whose disk alone has what the run needs
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,8 @@ class Prepared:
     idle_keys: Mapping[str, str]
     unguarded: bool = False  # a pod that nothing on it could end is taken all the same
     balance: Balance | None = None  # of the account, where its provider tells it
+    purpose: Mapping[str, Any] = field(default_factory=dict)  # of a run that evaluates another, for the ledger
+    on_pod: str = ""  # the pod that it needs, if it is a certain one
 
     @property
     def endings(self) -> dict[str, Any]:
@@ -92,8 +96,8 @@ class Prepared:
             offers=self.plan.offers,
             spec=self.spec,
             boot=make_boot(public, grace_s=guard.boot_grace_s, end=end, run_id=self.plan.run_id),
-            known_pod=before.pod if before and not self.is_elsewhere(before) else "",
-            may_exist=before is not None,
+            known_pod=before.pod if before and not self.is_elsewhere(before) else self.on_pod,
+            may_exist=before is not None or bool(self.on_pod),
             asked_at=before.last_at if before and before.last_event == events.INTENT else None,
         )
 
@@ -121,7 +125,15 @@ def prepare(
         snap = source.snapshot(project, exclude=state_dir())
         pod, spec = experiment.pod, experiment.spec
         choice = choose(
-            experiment, provider, project, lineage, clock, token, force=order.force_restart, podctl=order.podctl
+            experiment,
+            provider,
+            project,
+            lineage,
+            clock,
+            token,
+            force=order.force_restart,
+            podctl=order.podctl,
+            evaluates=bool(order.purpose),
         )
         if choice.resumes is None and not order.force_restart and provider.can.rents:
             refuse_unknown_pods(provider, lineage, settings.owner, order)
@@ -148,6 +160,8 @@ def prepare(
             idle,
             order.unguarded,
             balance,
+            order.purpose,
+            order.on_pod,
         )
 
 

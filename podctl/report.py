@@ -96,7 +96,7 @@ def show_gone(ui: Ui, view: View, e: PodctlError, podctl: str) -> None:
     ]
     ui.facts(facts)
     if view.state != SUCCEEDED:
-        ui.hint(f"{podctl} train with the same file goes on with it")
+        ui.hint(f"{podctl} {view.run.again} goes on with it")
 
 
 def step_of(view: View) -> str:

@@ -124,14 +124,15 @@ def open_ledger() -> Ledger:
     return Ledger(state_dir() / "ledger.jsonl")
 
 
-def find_run(ledger: Ledger, project: str, word: str = "") -> Run:
-    """The run that a person means: its id, a prefix of one, or a name; the newest of the project where nothing is said.
+def find_run(ledger: Ledger, project: str, word: str = "", *, training: bool = False) -> Run:
+    """The run that a person means: its id, a prefix of one, or a name; the newest of the project where nothing is said,
+    the newest `training` where it may not be one that evaluates another.
 
     Raises BadInput where that is none, or more than one.
     """
     runs = ledger.runs()
     if not word:
-        run = newest(runs.values(), project)
+        run = newest([r for r in runs.values() if not (training and r.of)], project)
         if run is None:
             raise BadInput("this project has no run yet", "podctl train --config FILE, or name a run: podctl ps --all")
         return run

@@ -97,11 +97,10 @@ class Watcher:
         self.ui.live("")
         if view.state == UNSEEN:
             kept = "what it saved is on its volume" if run.detail.get("volume") else "and its data with it"
-            raise PodGone(
-                f"{e.message}: {kept}", f"{self.podctl} train with the same file goes on with {run.id}"
-            ) from e
+            raise PodGone(f"{e.message}: {kept}", f"{self.podctl} {run.again} goes on with {run.id}") from e
         view = replace(view, run=ledger.runs()[run.id])
-        receipt = replace(fetch.receipt_from_home(view, self.podctl), pod=e.state)
+        copies, trouble = fetch.handed_on(run, ledger)
+        receipt = replace(fetch.receipt_from_home(view, self.podctl), pod=e.state, copies=copies, trouble=trouble)
         self.show_receipt(view, receipt)
         return receipt.exit_code
 
@@ -295,11 +294,12 @@ def say_how_it_ended(ui: Ui, view: View, receipt: Receipt, podctl: str) -> None:
         ("best", receipt.best_checkpoint),
         ("model", receipt.export),
         ("results", receipt.results),
+        ("put into", ", ".join(receipt.copies)),
         ("curves", receipt.tensorboard),
     ]
     ui.facts(facts, talk=True)
     if view.state in (STOPPED, LOST, FAILED):
-        ui.hint(f"{podctl} train with the same file resumes it")
+        ui.hint(f"{podctl} {view.run.again} {'begins it anew' if view.run.of else 'resumes it'}")
 
 
 def refuse_unstarted(view: View) -> None:

@@ -20,7 +20,7 @@ from trainer.recipe.load import RECIPES, recipe_class
 ROOT = Path(__file__).resolve().parents[1]
 TARGET = Path("docs/reference")
 SCHEMA_NAME = "experiment.schema.json"
-FOLLOWS = ("train", "attach", "logs", "stop")  # commands that end as the run does
+FOLLOWS = ("train", "attach", "logs", "stop", "evaluate", "predict")  # commands that end as the run does
 HAND = "<!-- made by `make docs` from the code: change it there -->\n\n"
 
 # What the file's reader takes beside the type that it keeps: one word for a list of one, a name for a machine.

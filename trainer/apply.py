@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from remote.files import read_json, write_atomic
+from remote.files import read_json, write_atomic, write_json
 from remote.rundir import RunDir
 from trainer.checkpoint import complete_checkpoints
 from trainer.chosen import build_chosen, chosen, describe_weights
@@ -22,7 +22,7 @@ from trainer.data.manifest import Manifest, open_manifests
 from trainer.data.places import cache_root, data_root
 from trainer.desk import run_provenance, write_rows
 from trainer.errors import AudioError, BadData, BadRecipe
-from trainer.evaluate import as_json, table_lines
+from trainer.evaluate import Evaluation, as_json, table_lines
 from trainer.evaluate import evaluate as run_evaluation
 from trainer.evaluate import predict as run_prediction
 from trainer.machine import Machine, placed, start_machine
@@ -107,7 +107,17 @@ def evaluate(args: argparse.Namespace) -> int:
         line = as_json(result, trained.provenance, manifests=[str(n) for n in names], shuffled_audio=args.shuffle_audio)
         write_atomic(folder / f"{stem}.json", (line + "\n").encode())
         print(f"report: {folder / stem}.json")
+    if args.out is not None:
+        _write_summary(args.out, names, result, recipe)
     return 0
+
+
+def _write_summary(folder: Path, names: Sequence[str], result: Evaluation, recipe: Recipe) -> None:
+    """The last word of an evaluation that has a folder of its own, as a training's `reports/summary.json` says it."""
+    m, metric = result.report.metrics, recipe.eval.metric
+    headline = f"{metric.upper()} {100 * m[metric]:.2f} % on {', '.join(map(str, names))}"
+    headline += f", {m['utterances']:.0f} utterances, normaliser {recipe.eval.normaliser}"
+    write_json(folder / "summary.json", {"headline": headline, "metrics": dict(m)})
 
 
 def predict(args: argparse.Namespace) -> int:

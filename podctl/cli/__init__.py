@@ -14,6 +14,7 @@ CANCELLED = 130
 COMMANDS = (
     *("init", "doctor", "completion", "train", "attach", "logs", "ps", "status", "stop", "tensorboard", "pull", "push"),
     *("sync", "ssh", "exec", "ssh-config", "recover", "resume", "pods", "up", "down", "reap", "sim"),
+    *("evaluate", "predict", "report"),
 )  # what hints speak of
 EPILOGUE = """\b
 Examples:
@@ -76,8 +77,9 @@ def _guarded(args: list[str]) -> int:
 
 
 def _keeping_dashes(args: list[str]) -> list[str]:
-    """`exec RUN -- CMD`: the parser takes a `--` away, and with it where the command begins."""
-    if args[:1] != ["exec"] or "--" not in args:
+    """`exec RUN -- CMD`: the parser takes a `--` away, and with it where the command begins; so where a trainer's own
+    options begin."""
+    if args[:1] not in (["exec"], ["evaluate"], ["predict"]) or "--" not in args:
         return args
     at = args.index("--")
     return [*args[:at], "--", *args[at:]]
@@ -154,7 +156,7 @@ def _usage_error(e: Exception) -> int | None:
 
 
 def _app() -> typer.Typer:
-    from podctl.cli import files, follow, pods, recover, results, runs, setup, shells, sim, train
+    from podctl.cli import apply, files, follow, pods, recover, results, runs, setup, shells, sim, train
 
     app = typer.Typer(
         name="podctl",
@@ -166,7 +168,7 @@ def _app() -> typer.Typer:
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     )
-    for family in (setup, train, follow, runs, pods, results, files, shells, recover, sim):
+    for family in (setup, train, follow, runs, apply, pods, results, files, shells, recover, sim):
         family.register(app)
 
     @app.callback()

@@ -78,7 +78,7 @@ def tensorboard(
     from podctl.ui import Ui
     from remote.clock import clock_from_env
 
-    found, _ = meant_run(run)
+    found, _ = meant_run(run, training=True)
     ui, clock = Ui(as_json=as_json), clock_from_env()
 
     def show(url: str) -> None:

@@ -28,12 +28,13 @@ def this_project() -> "Project":
     return find_project(working_dir(), working_dir())
 
 
-def meant_run(word: str) -> "tuple[Run, Ledger]":
-    """The run that a person means, and the ledger that knows it. Raises BadInput."""
+def meant_run(word: str, *, training: bool = False) -> "tuple[Run, Ledger]":
+    """The run that a person means, and the ledger that knows it; `training`: none that evaluates another where nothing
+    is said. Raises BadInput."""
     from podctl.runs import find_run, open_ledger
 
     ledger = open_ledger()
-    return find_run(ledger, this_project().id, word), ledger
+    return find_run(ledger, this_project().id, word, training=training), ledger
 
 
 def watcher(run: "Run", ui: Any) -> Any:

@@ -78,18 +78,20 @@ def resume(
     """Go on with a run that stopped, failed or was lost, by its own experiment and with the code as it is now."""
     import tempfile
 
+    from podctl.apply import purpose_of
     from podctl.choosing import experiment_of
     from podctl.cli import program
     from podctl.prepare import Order
     from podctl.ui import Ui
 
-    found, ledger = meant_run(run)
+    found, ledger = meant_run(run, training=True)
     text = experiment_of(found, ledger, this_project())
     with tempfile.TemporaryDirectory(prefix="podctl-") as tmp:
         path = Path(tmp, "experiment.yaml")
         path.write_bytes(text)
-        debug = found.name.endswith("-debug")
-        order = Order(path, tuple(sets or ()), False, debug, False, queue, beside, unguarded, program())
+        debug = found.name.endswith("-debug") and not found.of
+        purpose = purpose_of(found)
+        order = Order(path, tuple(sets or ()), False, debug, False, queue, beside, unguarded, program(), purpose)
         return begin(order, Ui(as_json=as_json), yes=yes, detach=detach)
 
 

@@ -18,6 +18,8 @@ COMMANDS = {
                                 Option(("--yes", "-y")))),
     "attach": Command("Come back.", (Option(("--json",)),), ("RUN",)),
     "exec": Command("Do.", (), ("RUN", "CMD")),
+    "evaluate": Command("Score.", (), ("RUN", "MANIFEST...")),
+    "report": Command("Show.", (), ("RUN", "OTHER")),
 }  # fmt: skip
 
 
@@ -25,6 +27,7 @@ def values(metavar: str, begun: str, words):
     known = {
         "FILE": [("a.yaml", ""), ("b.yaml", "")],
         "RUN": [("demo-1", "old"), ("demo", "")],
+        "OTHER": [("demo-1", "old"), ("demo", "")],
         "A.B=C": [("x.y=", "")],
     }
     return known.get(metavar)
@@ -33,8 +36,8 @@ def values(metavar: str, begun: str, words):
 @pytest.mark.parametrize(
     ("words", "found"),
     [
-        ([""], ["train", "attach", "exec"]),
-        ([], ["train", "attach", "exec"]),
+        ([""], [*COMMANDS]),
+        ([], [*COMMANDS]),
         (["t"], ["train"]),
         (["--"], ["--help", "--version"]),
         (["nonsense", ""], []),
@@ -52,6 +55,11 @@ def values(metavar: str, begun: str, words):
         (["attach", "demo", ""], []),
         (["--version", "attach", "demo-"], ["demo-1"]),
         (["exec", "demo", ""], None),
+        (["evaluate", ""], ["demo-1", "demo"]),
+        (["evaluate", "demo", "a"], None),
+        (["evaluate", "demo", "a.jsonl", "b"], None),
+        (["report", "demo", "d"], ["demo-1", "demo"]),
+        (["report", "demo", "demo-1", ""], []),
         (["exec", "demo", "--", "l"], None),
     ],
 )
