@@ -8,7 +8,7 @@ import numpy as np
 
 from trainer.errors import BadData
 from trainer.metrics.normalise import Normaliser, normaliser_named
-from trainer.metrics.wer import Errors, count_errors, pooled
+from trainer.metrics.wer import Errors, count_errors, percentiles, pooled
 from trainer.recipe.eval import Eval
 from trainer.task import Row
 
@@ -71,7 +71,7 @@ class Pair:
 def compare_rows(a: Sequence[Row], b: Sequence[Row], how: Eval, names: tuple[str, str] = ("a", "b")) -> Comparison:
     """Both scored anew, paired by id. Raises BadData where no id is common, one stands twice, or references differ.
 
-    The interval is a paired percentile bootstrap over speakers or utterances (Bisani & Ney, 2004). p is of approximate
+    The interval is a paired bootstrap over speakers or utterances (Bisani & Ney, 2004). p is of approximate
     randomisation (Noreen, 1989): were a and b alike, each unit's difference might as well have the other sign. A
     bootstrap's p says 0.00 of five utterances that all moved one way; this one says 0.06, as it should.
     """
@@ -154,7 +154,7 @@ def _difference(name: str, pairs: Sequence[Pair], n_resamples: int, seed: int = 
     rng = np.random.default_rng(seed)
     if n_resamples:
         drawn = np.stack([units[rng.integers(0, len(units), len(units))].sum(axis=0) for _ in range(n_resamples)])
-        low, high = (float(x) for x in np.percentile(drawn[:, 0] / np.maximum(1, drawn[:, 1]), [2.5, 97.5]))
+        low, high = (float(x) for x in np.percentile(drawn[:, 0] / np.maximum(1, drawn[:, 1]), percentiles(len(units))))
     return Difference(
         set=name,
         wer_a=whole_a.rate,
