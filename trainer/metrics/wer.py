@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from statistics import NormalDist
 
 import numpy as np
@@ -42,6 +43,18 @@ def count_errors(reference: Sequence[str], hypothesis: Sequence[str]) -> Errors:
         return Errors(0, len(reference), len(hypothesis), len(reference))
     kinds = [op.tag for op in Levenshtein.editops(reference, hypothesis)]
     return Errors(kinds.count("replace"), kinds.count("delete"), kinds.count("insert"), len(reference))
+
+
+def aligned(reference: Sequence[str], hypothesis: Sequence[str]) -> list[tuple[str, str, str]]:
+    """The same edits word by word: (=, S, D or I; the word said; the word heard), "" where one of them is not."""
+    from rapidfuzz.distance import Levenshtein
+
+    found: list[tuple[str, str, str]] = []
+    for op in Levenshtein.opcodes(reference, hypothesis):
+        said, heard = reference[op.src_start : op.src_end], hypothesis[op.dest_start : op.dest_end]
+        kind = {"equal": "=", "replace": "S", "delete": "D", "insert": "I"}[op.tag]
+        found += [(kind, one, other) for one, other in zip_longest(said, heard, fillvalue="")]
+    return found
 
 
 def pooled(errors: Sequence[Errors]) -> Errors:
