@@ -90,6 +90,13 @@ def test_decoding_is_timed_on_both_sides_and_they_write_the_same() -> None:
     text = said("evaluation.py", "--quick")
     assert "pipeline / ours, both in the full window" in text
     assert "written differently in the same full window: 0 of 12" in text
+    text = said("evaluation.py", "--quick", "--utterances", "20", "--rounds", "1", "--pipeline-utterances", "6")
+    found = {line[:18].strip(): line[18:].split() for line in text.splitlines() if line[:4] in ("ours", "pipe")}
+    assert [found[n][0] for n in ("ours, own length", "ours, full window", "pipeline")] == ["20", "20", "6"]
+    wall_s, rtfx = float(found["ours, own length"][1]), float(found["ours, own length"][3])
+    assert rtfx == pytest.approx(60 / wall_s, rel=0.05), "seconds of audio by seconds on the wall"
+    assert "pipeline: of the first 6 utterances alone; it was not asked for the other 14" in text
+    assert "written differently in the same full window: 0 of 6" in text
 
 
 @pytest.mark.slow
