@@ -116,9 +116,10 @@ def _compare(args: argparse.Namespace, place: Path) -> None:
     own, full, pipeline = NAMES
     audio_s = {name: sum(r["duration_s"] for r in rows[own][: len(some)]) for name, some in rows.items()}
     _say(
-        f"{len(rows[own])} utterances, {audio_s[own]:.0f} s, {args.batch} at once, {MAX_TOKENS} tokens at most, greedy, "
-        f"{args.rounds} times\n{'':18} {'utts':>6} {'wall s':>24} {'RTFx':>24} {'CPU s':>24} {'peak MB':>8} {'WER':>8}"
+        f"{len(rows[own])} utterances, {audio_s[own]:.0f} s, {args.batch} at once, {MAX_TOKENS} tokens at most; "
+        f"greedy; rounds: {args.rounds}"
     )
+    _say(f"{'':18} {'utts':>6} {'wall s':>24} {'RTFx':>24} {'CPU s':>24} {'peak MB':>8} {'WER':>8}")
     for name, rounds in found.items():
         wall, speed = spread([r["wall_s"] for r in rounds], 2), spread([audio_s[name] / r["wall_s"] for r in rounds], 1)
         cpu, peak = spread([r["cpu_s"] for r in rounds], 2), max(r["peak_mb"] for r in rounds)
@@ -128,9 +129,7 @@ def _compare(args: argparse.Namespace, place: Path) -> None:
         if len(some) < len(rows[own]):
             rest = len(rows[own]) - len(some)
             _say(f"{name}: of the first {len(some)} utterances alone; it was not asked for the other {rest}")
-    walls = {
-        name: [r["wall_s"] / audio_s[name] for r in rounds] for name, rounds in found.items()
-    }  # by second of audio
+    walls = {name: [r["wall_s"] / audio_s[name] for r in rounds] for name, rounds in found.items()}  # by audio second
     _say(ratio("pipeline / ours, both in the full window", walls[pipeline], walls[full]))
     _say(ratio("pipeline / ours at its own length", walls[pipeline], walls[own]))
     said = {name: {r["id"]: r["text"] for r in rs} for name, rs in rows.items()}
