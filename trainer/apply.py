@@ -25,7 +25,7 @@ from trainer.evaluate import predict as run_prediction
 from trainer.machine import Machine, placed, start_machine
 from trainer.recipe.base import Recipe
 from trainer.recipe.load import parse_recipe, with_sets
-from trainer.reporting import Evaluated, keep, lines_of
+from trainer.reporting import Evaluated, fresh_report, keep, lines_of
 from trainer.results import BEFORE
 from trainer.task import Parts, Report, Task, make_task
 from trainer.worst import keep_sounds, worst_rows
@@ -94,6 +94,9 @@ def evaluate(args: argparse.Namespace) -> int:
     result = run_evaluation(trained.task, trained.parts, manifest, recipe, machine, on_batch=live)
     took_s = time.monotonic() - began
     found = [Evaluated(what, result.report, trained.provenance, result.rows, manifest.audio_s, took_s, more)]
+    path = fresh_report(args.out or trained.reports)
+    if machine.is_first and path:
+        keep(found, path)  # it may take as long again until the other line is there
     if args.run is not None and recipe.eval.before_training and not args.no_before:
         before = _before(trained, RunDir(args.run), recipe, manifest, more)
         found = [before, *found] if before else found
@@ -102,9 +105,8 @@ def evaluate(args: argparse.Namespace) -> int:
     title = "shuffled audio, " if recipe.data.shuffle_audio else ""
     title += f"{trained.name} on {', '.join(map(str, names))}, normaliser {recipe.eval.normaliser}"
     print("\n".join([e.as_line() for e in found] if args.json else lines_of(title, found, recipe.eval)))
-    folder = args.out or trained.reports
-    if folder is not None:
-        path = keep(found, folder, f"evaluate-{time.strftime('%y%m%d-%H%M%S', time.gmtime())}")
+    if path:
+        keep(found, path)
         if args.run is not None and not args.out and not recipe.data.shuffle_audio:  # the control has others' sound
             worst = worst_rows(result.rows, recipe.eval)
             keep_sounds(worst, manifest, RunDir(args.run).sounds, recipe.eval.worst, f"{path.stem}.rows.jsonl")

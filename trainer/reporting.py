@@ -1,6 +1,7 @@
 """What an evaluation was worth, said and kept: a table or JSON on stdout, report and rows in a folder."""
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
@@ -53,19 +54,22 @@ def worst_of(rows: Sequence[Row], how: Eval) -> list[str]:
     return ["worst:", *worst_lines(worst, how)] if worst else []
 
 
-def keep(found: Sequence[Evaluated], folder: Path, stem: str) -> Path:
-    """Report `STEM.json`, a line each, and rows beside it; the report last, so that its rows are there.
-
-    A report of that name stays: this one is STEM_2 then, which sorts behind it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
+def fresh_report(folder: Path | None) -> Path | None:
+    """A name in this folder that no report has yet: evaluate-TIME.json, or …_2 behind it. None where there is none."""
+    if folder is None:
+        return None
+    stem = f"evaluate-{time.strftime('%y%m%d-%H%M%S', time.gmtime())}"
     names = (stem if n == 1 else f"{stem}_{n}" for n in count(1))
-    path = next(p for p in (folder / f"{name}.json" for name in names) if not p.exists())
+    return next(p for p in (folder / f"{name}.json" for name in names) if not p.exists())
+
+
+def keep(found: Sequence[Evaluated], path: Path) -> None:
+    """A report, a line each, with rows beside it; the report last, so that its rows are there."""
     for e in found:
         if e.rows is not None:
             write_rows(path.with_suffix(f"{'.before' if e.what == BEFORE else ''}.rows.jsonl"), e.rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, "".join(e.as_line() + "\n" for e in found).encode())
-    return path
 
 
 def write_rows(path: Path, rows: Sequence[Row]) -> None:

@@ -1,6 +1,7 @@
 """`trainer evaluate` and `compare` at the command line: what they say, what they keep, what they refuse."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -38,8 +39,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture
 def run(trained: Path, tmp_path: Path) -> RunDir:
     """A run of its own, as that training left it."""
-    import shutil
-
     shutil.copytree(trained / "run", tmp_path / "run")
     return RunDir(tmp_path / "run")
 
@@ -81,6 +80,18 @@ def test_on_other_data_it_is_decoded_too_and_is_the_same_before_as_the_training_
     assert "wall_s" in lines(reports(run)[1])[0], "measured in other buckets it is measured anew"
     assert main(["evaluate", "--run", str(run), "--no-before"]) == 0
     assert [line["what"] for line in lines(reports(run)[2])] == ["padded to its own length"]
+
+
+def test_where_the_weights_of_its_base_are_gone_the_rest_is_reported(
+    trained: Path, run: RunDir, tmp_path: Path, caplog: Any
+) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(run.export, base)
+    (base / "model.safetensors").unlink()
+    sets = ["--set", "model.from_scratch=null", "--set", f"model.name={base}", "--set", "eval.buckets=[]"]
+    assert main(["evaluate", "--run", str(run), str(trained / "corpus/dev.jsonl"), *sets]) == 0
+    assert [line["what"] for line in lines(reports(run)[0])] == ["padded to its own length"]
+    assert "the model before training can't be had here" in caplog.text
 
 
 def test_json_is_all_that_stands_on_stdout(trained: Path, run: RunDir, capsys: Any) -> None:
