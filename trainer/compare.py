@@ -8,8 +8,8 @@ from typing import Any
 
 from remote.rundir import RunDir
 from trainer.errors import BadData
-from trainer.metrics.normalise import NORMALISERS
-from trainer.metrics.paired import Comparison, compare_rows
+from trainer.metrics.normalise import NORMALISERS, normaliser_named
+from trainer.metrics.paired import Comparison, Pair, compare_pairs, pairs_of
 from trainer.recipe.eval import Eval
 from trainer.results import BEFORE, Told, read_results, read_scored, told_in
 from trainer.task import Row
@@ -56,13 +56,13 @@ def comparison_of(
     normaliser: str | None = None,
     resamples: int = RESAMPLES,
 ) -> tuple[Comparison, list[Row], list[Row]]:
-    """`compare_rows` of two things on disk, with the rows of each.
+    """`trainer.metrics.paired.compare_rows` of two things on disk, with the rows of each.
 
     Each is a run (`set` picks test, dev or a report's name; its headline's by default), a report of `trainer evaluate`,
     or a rows file. `normaliser`: that of the first where none is named, `basic` where nothing says. Raises BadData.
     """
     one, other = sides_of(a, b, set=set)
-    return compare_sides(one, other, normaliser, resamples), list(one.rows), list(other.rows)
+    return compare_sides(one, other, normaliser, resamples)[0], list(one.rows), list(other.rows)
 
 
 def sides_of(a: Path | str, b: Path | str, *, set: str | None = None) -> tuple[Side, Side]:
@@ -76,12 +76,17 @@ def sides_of(a: Path | str, b: Path | str, *, set: str | None = None) -> tuple[S
     return one, other
 
 
-def compare_sides(a: Side, b: Side, normaliser: str | None = None, resamples: int = RESAMPLES) -> Comparison:
+def compare_sides(
+    a: Side, b: Side, normaliser: str | None = None, resamples: int = RESAMPLES
+) -> tuple[Comparison, list[Pair]]:
+    """The comparison, and the pairs of utterances that it is of. Raises BadData."""
     name = normaliser or a.provenance.get("normaliser") or b.provenance.get("normaliser") or "basic"
     if name not in NORMALISERS:
         raise BadData(f"there is no normaliser {name!r}", f"one of {', '.join(NORMALISERS)}")
     how = Eval.model_validate({"normaliser": name, "every_steps": 1, "bootstrap": resamples})
-    return compare_rows(a.rows, b.rows, how, (a.name, b.name))
+    pairs = pairs_of(a.rows, b.rows, normaliser_named(name))
+    left_out = len(a.rows) - len(pairs), len(b.rows) - len(pairs)
+    return compare_pairs(pairs, how, (a.name, b.name), left_out), pairs
 
 
 def side_of(path: Path, set: str | None = None) -> Side:

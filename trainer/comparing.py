@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from trainer.compare import Side, differing
-from trainer.metrics.normalise import normaliser_named
-from trainer.metrics.paired import Comparison, Difference, Pair, most_changed, pairs_of
+from trainer.metrics.paired import Comparison, Difference, Pair, most_changed
 from trainer.tables import FEW, FOOTNOTE, cut
 
 NAME = 28  # columns of a bucket's name
@@ -15,7 +14,7 @@ HEAD = (
 )
 
 
-def comparison_lines(comparison: Comparison, a: Side, b: Side, n_changed: int) -> list[str]:
+def comparison_lines(comparison: Comparison, pairs: Sequence[Pair], a: Side, b: Side, n_changed: int) -> list[str]:
     """For people, at most 100 columns. WER and differences are in per cent of the reference words."""
     lines = [
         f"A  {a.name} on {a.set}",
@@ -26,16 +25,16 @@ def comparison_lines(comparison: Comparison, a: Side, b: Side, n_changed: int) -
     if comparison.only_a or comparison.only_b:
         lines.append(f"  left out: {comparison.only_a} utterances that only A has, {comparison.only_b} that only B has")
     lines += ["", *_table(comparison.differences), "", _verdict(comparison.differences[0])]
-    better, worse = _changed(comparison, a, b, n_changed)
-    for title, pairs in (("better in B:", better), ("worse in B:", worse)):
-        if pairs:
-            lines += [title, *(line for p in pairs for line in _said(p))]
+    better, worse = most_changed(pairs, n_changed)
+    for title, some in (("better in B:", better), ("worse in B:", worse)):
+        if some:
+            lines += [title, *(line for p in some for line in _said(p))]
     return lines
 
 
-def comparison_json(comparison: Comparison, a: Side, b: Side, n_changed: int) -> str:
+def comparison_json(comparison: Comparison, pairs: Sequence[Pair], a: Side, b: Side, n_changed: int) -> str:
     """For programs: one object on one line, all that `comparison_lines` says."""
-    better, worse = _changed(comparison, a, b, n_changed)
+    better, worse = most_changed(pairs, n_changed)
     told = {
         **asdict(comparison),
         "set_a": a.set,
@@ -83,10 +82,6 @@ def _verdict(d: Difference) -> str:
 
 def _p(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"= {p:.3f}"
-
-
-def _changed(comparison: Comparison, a: Side, b: Side, n: int) -> tuple[list[Pair], list[Pair]]:
-    return most_changed(pairs_of(a.rows, b.rows, normaliser_named(comparison.normaliser)), n)
 
 
 def _said(p: Pair) -> list[str]:

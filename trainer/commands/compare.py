@@ -27,9 +27,9 @@ def compare(args: argparse.Namespace) -> int:
     from trainer.comparing import comparison_json, comparison_lines
 
     a, b = sides_of(args.a, args.b, set=args.set)
-    comparison = compare_sides(a, b, args.normaliser)
-    line = comparison_json(comparison, a, b, args.changed)
-    print(line if args.json else "\n".join(comparison_lines(comparison, a, b, args.changed)))
+    comparison, pairs = compare_sides(a, b, args.normaliser)
+    line = comparison_json(comparison, pairs, a, b, args.changed)
+    print(line if args.json else "\n".join(comparison_lines(comparison, pairs, a, b, args.changed)))
     if args.out is not None:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(args.out, (line + "\n").encode())

@@ -75,9 +75,13 @@ def compare_rows(a: Sequence[Row], b: Sequence[Row], how: Eval, names: tuple[str
     randomisation (Noreen, 1989): were a and b alike, each unit's difference might as well have the other sign. A
     bootstrap's p says 0.00 of five utterances that all moved one way; this one says 0.06, as it should.
     """
-    normaliser = normaliser_named(how.normaliser)
-    pairs = pairs_of(a, b, normaliser)
-    sets: dict[str, list[Pair]] = {"all": pairs}
+    pairs = pairs_of(a, b, normaliser_named(how.normaliser))
+    return compare_pairs(pairs, how, names, (len(a) - len(pairs), len(b) - len(pairs)))
+
+
+def compare_pairs(pairs: Sequence[Pair], how: Eval, names: tuple[str, str], left_out: tuple[int, int]) -> Comparison:
+    """`compare_rows` of what was paired already; `left_out` are the rows of each that the other lacks."""
+    sets: dict[str, list[Pair]] = {"all": list(pairs)}
     of_bucket: dict[str, list[Pair]] = defaultdict(list)
     for pair in pairs:
         for name, value in pair.buckets.items():
@@ -86,8 +90,8 @@ def compare_rows(a: Sequence[Row], b: Sequence[Row], how: Eval, names: tuple[str
     found = [_difference(name, these, how.bootstrap) for name, these in sets.items()]
     corrected = holm([d.p for d in found[1:]])
     found[1:] = [replace(d, p_holm=p) for d, p in zip(found[1:], corrected, strict=True)]
-    n = len(pairs)
-    return Comparison(*names, normaliser.name, normaliser.sha256, found, len(a) - n, len(b) - n)
+    normaliser = normaliser_named(how.normaliser)
+    return Comparison(*names, normaliser.name, normaliser.sha256, found, *left_out)
 
 
 def pairs_of(a: Sequence[Row], b: Sequence[Row], normaliser: Normaliser) -> list[Pair]:
