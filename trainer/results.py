@@ -73,8 +73,8 @@ def read_results(run: RunDir) -> RunResults:
 def told_in(path: Path) -> list[Told]:
     """The evaluations that a report holds, a line each, with the rows that lie beside it; [] where there is none."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError):
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
         return []
     found = []
     for line in lines:
