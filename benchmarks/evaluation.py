@@ -2,10 +2,13 @@
 
 python benchmarks/evaluation.py                                   a small Whisper is trained first, for a minute or so
 python benchmarks/evaluation.py --model EXPORT --manifest M.jsonl a model of yours in the Hub's layout
+python benchmarks/evaluation.py --utterances 10000 --rounds 1     as many of three seconds each; see the limits below
 python benchmarks/evaluation.py --quick                           a smoke test; its figures mean nothing
 
-Said are seconds of audio decoded a second, how many utterances the two write differently in the same full window (the
-goal is none, in fp32), and what decoding at an utterance's own length changes in the word error rate.
+Said are the time on the wall and RTFx (seconds of audio decoded in one), how many utterances the two write differently
+in the same full window (the goal is none, in fp32), and what decoding at an utterance's own length changes in the word
+error rate. `--full-utterances` and `--pipeline-utterances` let the slow sides decode only the first so many: their
+lines say so and are of these alone; ratios are then of the time that a second of audio takes.
 """
 
 import argparse
@@ -18,12 +21,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lib.corpus import sentences
+from lib.corpus import clips_of_one_length, sentences
 from lib.models import Shape, make_whisper
 from lib.timing import answer, own_place, ratio, sides, spread, timed, where
 
 SHAPE, QUICK = Shape(128, 1, 4, 0), Shape(16, 1, 2, 0, mels=16)
 MAX_TOKENS = 48
+CLIP_S = 3.0
+Decode = Callable[[int | None], list[dict[str, Any]]]  # the first so many utterances; None: all
 NAMES = ["ours, own length", "ours, full window", "pipeline"]
 
 
@@ -44,6 +49,11 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, help="a Whisper in the Hub's layout; one is trained by default")
     parser.add_argument("--manifest", type=Path, help="what is decoded, its audio beside it; needs --model")
+    parser.add_argument(
+        "--utterances", type=int, help="decode so many of three seconds; 200 of one to four words without"
+    )
+    parser.add_argument("--full-utterances", type=int, metavar="N", help="ours in the full window decodes the first N")
+    parser.add_argument("--pipeline-utterances", type=int, metavar="N", help="the pipeline decodes the first N")
     parser.add_argument("--rounds", type=int, default=7, help="of each side, in turn; 7")
     parser.add_argument("--batch", type=int, default=16, help="utterances at once in the full window; 16")
     parser.add_argument("--updates", type=int, default=450, help="of the model that is trained; 450")
@@ -54,9 +64,16 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if (args.model is None) != (args.manifest is None):
         parser.error("--model and --manifest come together")
+    if args.manifest is not None and args.utterances is not None and not args.side:
+        parser.error("--utterances makes utterances, --manifest names them")
     if args.quick:
-        args.rounds, args.updates = 2, 4
+        args.rounds, args.updates = min(2, args.rounds), 4
     return args
+
+
+def _limits(args: argparse.Namespace) -> dict[str, int | None]:
+    """How many utterances each side decodes; None: all."""
+    return dict(zip(NAMES, (None, args.full_utterances, args.pipeline_utterances), strict=True))
 
 
 # ---- what is measured
@@ -69,7 +86,9 @@ def _trained(args: argparse.Namespace, place: Path) -> tuple[Path, Path]:
 
     make_whisper(place / "fresh", QUICK if args.quick else SHAPE)
     n_train, n_test = (64, 12) if args.quick else (4000, 200)
-    train, test = sentences(place, n_train, 0, "train"), sentences(place, n_test, 1, "test")
+    train = sentences(place, n_train, 0, "train")
+    test = clips_of_one_length(place, args.utterances, CLIP_S, 1, "test") if args.utterances else None
+    test = test or sentences(place, n_test, 1, "test")
     sentences(place, 1, 2, "dev")
     loop = {"steps": args.updates, "step_utts": 24, "threads": args.threads, "precision": "fp32"}
     training = Ours(recipe_of(place / "fresh", train, loop=loop, optim={"lr": 3e-3})).set_up()
@@ -84,35 +103,47 @@ def _compare(args: argparse.Namespace, place: Path) -> None:
 
     argv = ["--model", str(args.model), "--manifest", str(args.manifest), "--batch", str(args.batch)]
     argv += ["--threads", str(args.threads), "--precision", args.precision]
+    for name, n in (("full", args.full_utterances), ("pipeline", args.pipeline_utterances)):
+        argv += [f"--{name}-utterances", str(n)] if n is not None else []
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in NAMES}
     with sides(__file__, NAMES, place, argv) as asked:
-        rows = {side.name: side.ask("rows")["rows"] for side in asked}  # and it is warm
+        for side in asked:
+            side.ask("warm")
         for _ in range(args.rounds):
             for side in asked:
                 found[side.name].append(side.ask("round"))
+        rows = {side.name: side.ask("rows")["rows"] for side in asked}
     own, full, pipeline = NAMES
-    audio_s = sum(r["duration_s"] for r in rows[own])
+    audio_s = {name: sum(r["duration_s"] for r in rows[own][: len(some)]) for name, some in rows.items()}
     _say(
-        f"{len(rows[own])} utterances, {audio_s:.0f} s, {args.batch} at once, {MAX_TOKENS} tokens at most, greedy; "
-        f"{args.rounds} rounds\n{'':20} {'audio-s/s':>24} {'CPU s':>24} {'peak MB':>8} {'WER':>8}"
+        f"{len(rows[own])} utterances, {audio_s[own]:.0f} s, {args.batch} at once, {MAX_TOKENS} tokens at most; "
+        f"greedy; rounds: {args.rounds}"
     )
+    _say(f"{'':18} {'utts':>6} {'wall s':>24} {'RTFx':>24} {'CPU s':>24} {'peak MB':>8} {'WER':>8}")
     for name, rounds in found.items():
-        speed = spread([audio_s / r["wall_s"] for r in rounds], 1)
+        wall, speed = spread([r["wall_s"] for r in rounds], 2), spread([audio_s[name] / r["wall_s"] for r in rounds], 1)
         cpu, peak = spread([r["cpu_s"] for r in rounds], 2), max(r["peak_mb"] for r in rounds)
-        _say(f"{name:20} {speed:>24} {cpu:>24} {peak:8.0f} {wer(rows[name]):8.2%}")
-    walls = {name: [r["wall_s"] for r in rounds] for name, rounds in found.items()}
+        whole = f"{len(rows[name]):6} {wall:>24} {speed:>24} {cpu:>24} {peak:8.0f} {wer(rows[name]):8.2%}"
+        _say(f"{name:18} {whole}")
+    for name, some in rows.items():
+        if len(some) < len(rows[own]):
+            rest = len(rows[own]) - len(some)
+            _say(f"{name}: of the first {len(some)} utterances alone; it was not asked for the other {rest}")
+    walls = {name: [r["wall_s"] / audio_s[name] for r in rounds] for name, rounds in found.items()}  # by audio second
     _say(ratio("pipeline / ours, both in the full window", walls[pipeline], walls[full]))
     _say(ratio("pipeline / ours at its own length", walls[pipeline], walls[own]))
     said = {name: {r["id"]: r["text"] for r in rs} for name, rs in rows.items()}
-    differ = [i for i, text in said[full].items() if said[pipeline][i] != text]
-    _say(f"written differently in the same full window: {len(differ)} of {len(said[full])} {differ[:5] or ''}".rstrip())
+    both = [i for i in said[full] if i in said[pipeline]]
+    differ = [i for i in both if said[pipeline][i] != said[full][i]]
+    _say(f"written differently in the same full window: {len(differ)} of {len(both)} {differ[:5] or ''}".rstrip())
     for i in differ[:5]:
         _say(f"  {i}: ours {said[full][i]!r}, pipeline {said[pipeline][i]!r}")
-    low, high = paired(rows[own], rows[pipeline])
-    points = 100 * (wer(rows[own]) - wer(rows[pipeline]))
-    words = statistics.mean(len(r["reference"].split()) for r in rows[own])
+    mine = [r for r in rows[own] if r["id"] in said[pipeline]]
+    low, high = paired(mine, rows[pipeline])
+    points = 100 * (wer(mine) - wer(rows[pipeline]))
+    words = statistics.mean(len(r["reference"].split()) for r in mine)
     _say(f"ours at its own length − pipeline: {points:+.2f} points, 95 % {100 * low:+.2f} to {100 * high:+.2f}", end="")
-    _say(f" (paired bootstrap over utterances of {words:.1f} words)")
+    _say(f" (paired bootstrap over {len(mine)} utterances of {words:.1f} words)")
 
 
 # ---- a side, in its own process
@@ -123,15 +154,24 @@ def _side(args: argparse.Namespace) -> Mapping[str, Callable[[], Mapping[str, An
 
     torch.set_num_threads(args.threads)
     decode = _pipeline(args) if args.side == NAMES[2] else _ours(args, "own" if args.side == NAMES[0] else "full")
+    n = _limits(args)[args.side]
+    last: list[dict[str, Any]] = []
 
     def one_round() -> dict[str, float]:
-        took = timed(decode)
+        def work() -> None:
+            last[:] = decode(n)
+
+        took = timed(work)
         return {"wall_s": took.wall_s, "cpu_s": took.cpu_s}
 
-    return {"rows": lambda: {"rows": decode()}, "round": one_round}
+    def warm() -> dict[str, float]:
+        decode(args.batch)
+        return {}
+
+    return {"warm": warm, "round": one_round, "rows": lambda: {"rows": last}}
 
 
-def _ours(args: argparse.Namespace, window: str) -> Callable[[], list[dict[str, Any]]]:
+def _ours(args: argparse.Namespace, window: str) -> Decode:
     """As `trainer evaluate` decodes: a batch holds so many padded seconds, whatever the number of its utterances."""
     from lib.ours import Decoder, Decoding
 
@@ -140,7 +180,7 @@ def _ours(args: argparse.Namespace, window: str) -> Callable[[], list[dict[str, 
     return Decoder(args.model, args.manifest, window, how).rows
 
 
-def _pipeline(args: argparse.Namespace) -> Callable[[], list[dict[str, Any]]]:
+def _pipeline(args: argparse.Namespace) -> Decode:
     """As a person would call it, told to be greedy and when to stop. Sound is read as our side reads it."""
     import torch
     import transformers
@@ -162,13 +202,14 @@ def _pipeline(args: argparse.Namespace) -> Callable[[], list[dict[str, Any]]]:
         device="cpu",
     )
 
-    def heard() -> Iterator[dict[str, Any]]:
-        for e in examples:
+    def heard(some: Sequence[Any]) -> Iterator[dict[str, Any]]:
+        for e in some:
             yield {"raw": read_audio(e.audio, e.start_s, e.duration_s), "sampling_rate": RATE}
 
-    def decode() -> list[dict[str, Any]]:
-        texts = pipe(heard(), generate_kwargs={"num_beams": 1, "max_new_tokens": MAX_TOKENS})
-        pairs = zip(examples, texts, strict=True)
+    def decode(n: int | None) -> list[dict[str, Any]]:
+        some = examples[:n]
+        texts = pipe(heard(some), generate_kwargs={"num_beams": 1, "max_new_tokens": MAX_TOKENS})
+        pairs = zip(some, texts, strict=True)
         return [{"id": e.id, "reference": e.text, "text": t["text"].strip()} for e, t in pairs]
 
     return decode

@@ -13,6 +13,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from remote.fence import Superseded
 from remote.rundir import EXIT_SAVED, RunDir
@@ -140,7 +141,17 @@ def train(args: argparse.Namespace) -> int:
 
 
 def evaluate(args: argparse.Namespace) -> int:
-    """Decode manifests with a trained model and score them."""
+    """Decode manifests with a trained model and score them; or rows that were decoded before."""
+    if args.rows:
+        from trainer.rescore import rescore
+
+        if args.inputs:
+            raise BadRecipe.one("evaluate", f"{args.inputs[0]} is one file too many: rows hold all that is scored")
+        for found in rescore(args.rows, args.set, args.out):
+            print(found.json_line if args.json else "\n".join(found.lines))
+            if found.kept:
+                print(f"report: {found.kept}", file=sys.stderr if args.json else sys.stdout)
+        return 0
     return _applied(args, "evaluate")
 
 
@@ -168,7 +179,7 @@ def _applied(args: argparse.Namespace, command: str) -> int:
         code = _launched(args, args.ranks if some or args.ranks != "auto" else 1, loop.device, loop.threads)
         if code is not None:
             return code
-    _set_up_logging()
+    _set_up_logging(sys.stderr if getattr(args, "json", False) else sys.stdout)
     from trainer import apply
     from trainer.together import leave
 
@@ -191,10 +202,12 @@ def _launched(args: argparse.Namespace, asked: str | int, device: str, threads: 
     return launch(args.argv, ranks, threads) if ranks.world > 1 else None
 
 
-def _set_up_logging() -> None:
-    """One line an event on stdout, rank 0 alone; libraries speak only when something is wrong."""
+def _set_up_logging(stream: Any = None) -> None:
+    """One line an event, on stdout by default, rank 0 alone; libraries speak only when something is wrong."""
     first = not is_rank() or os.environ.get("RANK", "0") == "0"
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stdout)
+    logging.basicConfig(
+        level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=stream or sys.stdout
+    )
     logging.getLogger("trainer").setLevel(logging.INFO if first else logging.ERROR)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -285,6 +298,9 @@ def _parser() -> argparse.ArgumentParser:
             "--ranks", type=_ranks, default="auto", metavar="N", help="processes; one a GPU by default, or one"
         )
         if name == "evaluate":
+            which.add_argument("--rows", type=Path, nargs="+", metavar="FILE", help="score saved rows again; no model")
+            p.add_argument("--no-before", action="store_true", help="leave out a run's model before training")
+            p.add_argument("--json", action="store_true", help="an object a line on stdout; talk on stderr")
             p.add_argument("--shuffle-audio", action="store_true", help="control: everyone gets another's audio")
         p.set_defaults(command=command)
 

@@ -10,25 +10,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from remote.files import read_json, write_atomic, write_json
 from remote.rundir import RunDir
+from trainer.before import known_before, measure_before
 from trainer.checkpoint import complete_checkpoints
 from trainer.chosen import build_chosen, chosen, describe_weights
 from trainer.data.audio import header
 from trainer.data.long import heard_whole
 from trainer.data.manifest import Manifest, open_manifests
 from trainer.data.places import cache_root, data_root
-from trainer.desk import run_provenance, write_rows
-from trainer.errors import AudioError, BadData, BadRecipe
-from trainer.evaluate import Evaluation, as_json, table_lines
+from trainer.desk import run_provenance
+from trainer.errors import AudioError, BadData
 from trainer.evaluate import evaluate as run_evaluation
 from trainer.evaluate import predict as run_prediction
 from trainer.machine import Machine, placed, start_machine
 from trainer.pace import Pace
 from trainer.recipe.base import Recipe
-from trainer.recipe.load import parse_recipe
+from trainer.recipe.load import parse_recipe, with_sets
+from trainer.reporting import Evaluated, fresh_report, keep, lines_of
+from trainer.results import BEFORE
 from trainer.submission import (
     check_ids,
     competition_fields,
@@ -36,7 +36,8 @@ from trainer.submission import (
     read_format,
     write_submission,
 )
-from trainer.task import Parts, Task, make_task
+from trainer.task import Parts, Report, Task, make_task
+from trainer.worst import keep_sounds, worst_rows
 
 log = logging.getLogger(__name__)
 
@@ -83,41 +84,72 @@ class Trained:
 
 
 def evaluate(args: argparse.Namespace) -> int:
-    """Score manifests; the recipe's test set where none is named. The report is printed and kept."""
+    """Score manifests; the recipe's test set where none is named. The report is printed and kept.
+
+    Of a run the model before training comes first: as it was measured already, or decoded too.
+    """
     trained = load_trained(args)
-    recipe = trained.recipe
+    recipe, machine = trained.recipe, trained.machine
     names = args.inputs or recipe.data.test
     if not names:
         raise BadData("there is nothing to evaluate: the recipe names no test set", "name one or more manifests")
+    if args.shuffle_audio:
+        recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"shuffle_audio": True})})
     manifest = _manifest(names, recipe, need_text=True)
-    if args.shuffle_audio or recipe.data.shuffle_audio:
+    if recipe.data.shuffle_audio:
         manifest = manifest.shuffled_audio(recipe.loop.seed)
-    machine = trained.machine
-    live = _live("evaluated", machine)
+    more = {"manifests": [str(n) for n in names]}
+    what = next(iter(trained.task.final_decodes(recipe.eval.decode)))
+    began, live = time.monotonic(), _live("evaluated", machine)
     result = run_evaluation(trained.task, trained.parts, manifest, recipe, machine, on_batch=live)
+    took_s = time.monotonic() - began
+    found = [Evaluated(what, result.report, trained.provenance, result.rows, manifest.audio_s, took_s, more)]
+    path = fresh_report(args.out or trained.reports)
+    if machine.is_first and path:
+        keep(found, path)  # it may take as long again until the other line is there
+    if args.run is not None and recipe.eval.before_training and not args.no_before:
+        before = _before(trained, RunDir(args.run), recipe, manifest, more)
+        found = [before, *found] if before else found
     if not machine.is_first:
         return 0
-    title = "shuffled audio, " if args.shuffle_audio else ""
-    print(f"{title}{trained.name} on {', '.join(map(str, names))}, normaliser {recipe.eval.normaliser}")
-    print("\n".join(table_lines(result.report)))
-    folder = args.out or trained.reports
-    if folder is not None:
-        stem = f"evaluate-{time.strftime('%y%m%d-%H%M%S', time.gmtime())}"
-        write_rows(folder / f"{stem}.rows.jsonl", result)
-        line = as_json(result, trained.provenance, manifests=[str(n) for n in names], shuffled_audio=args.shuffle_audio)
-        write_atomic(folder / f"{stem}.json", (line + "\n").encode())
-        print(f"report: {folder / stem}.json")
+    title = "shuffled audio, " if recipe.data.shuffle_audio else ""
+    title += f"{trained.name} on {', '.join(map(str, names))}, normaliser {recipe.eval.normaliser}"
+    print("\n".join([e.as_line() for e in found] if args.json else lines_of(title, found, recipe.eval)))
+    if path:
+        keep(found, path)
+        if args.run is not None and not args.out and not recipe.data.shuffle_audio:  # the control has others' sound
+            worst = worst_rows(result.rows, recipe.eval)
+            keep_sounds(worst, manifest, RunDir(args.run).sounds, recipe.eval.worst, f"{path.stem}.rows.jsonl")
+        print(f"report: {path}", file=sys.stderr if args.json else sys.stdout)
     if args.out is not None:
-        _write_summary(args.out, names, result, recipe)
+        _write_summary(args.out, names, result.report, recipe)
     return 0
 
 
-def _write_summary(folder: Path, names: Sequence[str], result: Evaluation, recipe: Recipe) -> None:
+def _write_summary(folder: Path, names: Sequence[str], report: Report, recipe: Recipe) -> None:
     """The last word of an evaluation that has a folder of its own, as a training's `reports/summary.json` says it."""
-    m, metric = result.report.metrics, recipe.eval.metric
+    m, metric = report.metrics, recipe.eval.metric
     headline = f"{metric.upper()} {100 * m[metric]:.2f} % on {', '.join(map(str, names))}"
     headline += f", {m['utterances']:.0f} utterances, normaliser {recipe.eval.normaliser}"
     write_json(folder / "summary.json", {"headline": headline, "metrics": dict(m)})
+
+
+def _before(
+    trained: "Trained", run: RunDir, recipe: Recipe, manifest: Manifest, more: dict[str, Any]
+) -> Evaluated | None:
+    known = known_before(run, recipe, trained.machine, manifest)
+    if known is not None:
+        told, path = known
+        report = Report(told.metrics, told.table, told.provenance)
+        more = {**more, "measured_in": path.name}
+        return Evaluated(BEFORE, report, told.provenance, told.read_rows() or None, manifest.audio_s, None, more)
+    began = time.monotonic()
+    live = _live("before training: evaluated", trained.machine)
+    result = measure_before(recipe, trained.machine, manifest, trained.parts, live)
+    if result is None:
+        return None
+    provenance = {**run_provenance(run), "weights": describe_weights(recipe, [0])}
+    return Evaluated(BEFORE, result.report, provenance, result.rows, manifest.audio_s, time.monotonic() - began, more)
 
 
 def predict(args: argparse.Namespace) -> int:
@@ -233,21 +265,7 @@ def _with_sets(train: dict[str, Any], sets: Sequence[str]) -> dict[str, Any]:
     result["data"] = {**result["data"], "train": names, "cache_gb": 0, "frozen_gb": 0}
     result["augment"] = {}
     result["loss"] = {}  # nor is a teacher asked
-    for text in sets:
-        path, eq, value = text.partition("=")
-        keys = path.removeprefix("train.").split(".")
-        if not eq or not all(keys):
-            raise BadRecipe.one("--set", f"{text!r} is not KEY=VALUE, as in eval.decode.beams=5")
-        at = result
-        for key in keys[:-1]:
-            if not isinstance(at.get(key), dict):
-                at[key] = {}
-            at = at[key]
-        try:
-            at[keys[-1]] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise BadRecipe.one("--set", f"{value!r} is not YAML") from None
-    return result
+    return with_sets(result, sets)
 
 
 def _manifest(names: Sequence[str], recipe: Recipe, *, need_text: bool) -> Manifest:

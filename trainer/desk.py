@@ -29,7 +29,9 @@ from trainer.loop import State
 from trainer.machine import Machine, placed
 from trainer.optim import Optimiser
 from trainer.recipe.base import Recipe
+from trainer.reporting import write_rows as write_all
 from trainer.task import Bad, Parts, Task, make_task
+from trainer.worst import keep_sounds, worst_rows
 
 log = logging.getLogger(__name__)
 
@@ -162,6 +164,8 @@ class Desk:
         metrics: dict[str, float] = {}
         if before:
             lines.append(as_json(before, self._provenance(describe_weights(self.recipe, [0])), what="before training"))
+            if self.machine.is_first:
+                write_rows(self.run.reports / "test-before-training.rows.jsonl", before)
         for name, decode in ways.items():
             recipe = with_decode(self.recipe, decode)
             result = evaluate(make_task(recipe), parts, test, recipe, self.machine, stop=self.stop)
@@ -175,12 +179,19 @@ class Desk:
                 self.quarantine(result.bad)
             if first is None:
                 first, metrics = result, dict(result.report.metrics)
+                self._keep_sounds(result, test, f"test-{name.replace(' ', '-')}.rows.jsonl")
             else:
                 metrics[f"{self.recipe.eval.metric}/{name}"] = result.report.metrics[self.recipe.eval.metric]
         assert first is not None
         if self.machine.is_first:
             write_atomic(self.run.reports / "test.jsonl", "".join(line + "\n" for line in lines).encode())
         return _headline("test", first, before, self.recipe, weights), metrics
+
+    def _keep_sounds(self, result: Evaluation, test: Manifest, rows_file: str) -> None:
+        """Of the worst utterances, for whoever wants to know why."""
+        how = self.recipe.eval
+        if self.machine.is_first:
+            keep_sounds(worst_rows(result.rows, how), test, self.run.sounds, how.worst, rows_file)
 
     def _test_before(self) -> Evaluation | None:
         if self.data.test is None:
@@ -279,8 +290,7 @@ def run_provenance(run: RunDir) -> dict[str, Any]:
 
 def write_rows(path: Path, result: Evaluation) -> None:
     """Every row of an evaluation, so that it can be scored again."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in result.rows).encode())
+    write_all(path, result.rows)
 
 
 def write_quarantine(run: RunDir, bad: Sequence[Bad]) -> None:

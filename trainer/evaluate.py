@@ -1,6 +1,5 @@
 """Decode a set of utterances and say what it is worth: one path for dev, test, and rows that are only predicted."""
 
-import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +17,8 @@ from trainer.halves import predicted
 from trainer.machine import Machine
 from trainer.recipe.base import Recipe
 from trainer.recipe.eval import Decode
+from trainer.tables import report_json
+from trainer.tables import table_lines as table_lines  # as others know it
 from trainer.task import Bad, Example, Parts, Report, Row, Task
 
 log = logging.getLogger(__name__)
@@ -102,23 +103,9 @@ def with_decode(recipe: Recipe, decode: Decode) -> Recipe:
     return recipe.model_copy(update={"eval": recipe.eval.model_copy(update={"decode": decode})})
 
 
-def table_lines(report: Report) -> list[str]:
-    """The report's table as a person reads it in a log."""
-    lines = []
-    for line in report.table:
-        spread = f"  (95 % {100 * line['low']:.1f}–{100 * line['high']:.1f})" if "low" in line else ""
-        lines.append(
-            f"  {line['set']:<24} WER {100 * line['wer']:6.2f} %  S {line['S']}  D {line['D']}  I {line['I']}  "
-            f"of {line['N']} words, {line['utterances']} utterances{spread}"
-        )
-    return lines
-
-
 def as_json(evaluation: Evaluation, provenance: Mapping[str, Any], **more: Any) -> str:
     """One line: metrics, table and provenance, to which that of the run is added."""
-    r = evaluation.report
-    whole = {**provenance, **r.provenance}
-    return json.dumps({**more, "metrics": dict(r.metrics), "table": list(r.table), "provenance": whole})
+    return report_json(evaluation.report, provenance, **more)
 
 
 @contextmanager

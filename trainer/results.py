@@ -6,7 +6,7 @@ Needs no torch and no model: a laptop reads what was fetched.
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ class Told:
     rows: Path | None  # its rows, where they are kept
 
     def read_rows(self) -> list[Row]:
-        return read_rows(self.rows) if self.rows else []
+        return read_scored(self.rows) if self.rows else []
 
 
 @dataclass(frozen=True)
@@ -63,19 +63,30 @@ BEFORE = "before training"
 def read_results(run: RunDir) -> RunResults:
     """Raises BadData where nothing was measured yet, or where there is no run."""
     reports = run.reports
-    dev_rows = reports / "dev.rows.jsonl"  # of the last evaluation alone
-    dev = _told(reports / "dev.jsonl", "dev", lambda _: None)
-    if dev and dev_rows.exists():
-        dev[-1] = Told(**{**vars(dev[-1]), "rows": dev_rows})
-    test = _told(
-        reports / "test.jsonl", "test", lambda what: _existing(reports / f"test-{what.replace(' ', '-')}.rows.jsonl")
-    )
-    evaluated = []
-    for path in sorted(reports.glob("evaluate-*.json")):
-        evaluated += _told(path, path.stem, lambda _, p=path: _existing(p.with_suffix(".rows.jsonl")))  # type: ignore[misc]
+    dev, test = told_in(reports / "dev.jsonl"), told_in(reports / "test.jsonl")
+    evaluated = [told for path in sorted(reports.glob("evaluate-*.json")) for told in told_in(path)]
     if not (dev or test or evaluated):
         raise BadData(f"{run} has measured nothing yet", "wait for its first evaluation, or name another run")
     return RunResults(run, dev, test, evaluated, read_json(run.summary) or {}, read_json(run.receipt) or {})
+
+
+def told_in(path: Path) -> list[Told]:
+    """The evaluations that a report holds, a line each, with the rows that lie beside it; [] where there is none."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+    found = []
+    for line in lines:
+        try:
+            value = json.loads(line)
+        except ValueError:
+            continue  # torn by a kill
+        if isinstance(value, dict) and "metrics" in value:
+            found.append(_told(path, value))
+    if path.name == "dev.jsonl":  # the rows are of the last evaluation alone
+        found[:-1] = [replace(t, rows=None) for t in found[:-1]]
+    return found
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -88,35 +99,39 @@ def read_rows(path: Path) -> list[Row]:
         raise BadData(f"{path} is not JSON Lines ({e})", "name a rows file (….rows.jsonl) of an evaluation") from None
 
 
+def read_scored(path: Path) -> list[Row]:
+    """Rows that can be scored again: each with id, text and reference. Raises BadData."""
+    rows = read_rows(path)
+    for n, row in enumerate(rows, start=1):
+        if not isinstance(row, dict) or not all(isinstance(row.get(k), str) for k in ("id", "text", "reference")):
+            raise BadData(f"{path}, row {n}: no id, text and reference", "name a rows file of `trainer evaluate`")
+    if not rows:
+        raise BadData(f"{path} holds no rows", "name a rows file of `trainer evaluate`")
+    return rows
+
+
 def sound_name(id: str) -> str:
     """The file under `RunDir.sounds` that holds an utterance."""
     return f"{hashlib.sha256(id.encode()).hexdigest()[:16]}.flac"
 
 
-def _told(path: Path, name: str, rows_of: Any) -> list[Told]:
-    if not path.exists():
-        return []
-    found = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            value = json.loads(line)
-        except ValueError:
-            continue  # torn by a kill
-        if not isinstance(value, dict):
-            continue
-        what = str(value.get("what", ""))
-        found.append(
-            Told(
-                set=name,
-                what=what,
-                step=value.get("step"),
-                metrics=value.get("metrics", {}),
-                table=value.get("table", []),
-                provenance=value.get("provenance", {}),
-                rows=rows_of(what),
-            )
-        )
-    return found
+def _told(path: Path, value: Mapping[str, Any]) -> Told:
+    what = str(value.get("what", ""))
+    return Told(
+        set=path.stem,
+        what=what,
+        step=value.get("step"),
+        metrics=value["metrics"],
+        table=value.get("table", []),
+        provenance=value.get("provenance", {}),
+        rows=_existing(path.with_name(f"{_rows_stem(path.stem, what)}.rows.jsonl")),
+    )
+
+
+def _rows_stem(report: str, what: str) -> str:
+    if report == "test":
+        return f"test-{what.replace(' ', '-')}"
+    return f"{report}.before" if what == BEFORE and report != "dev" else report
 
 
 def _existing(path: Path) -> Path | None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from trainer.data.loader import StepLoader
@@ -120,8 +121,10 @@ class Decoder:
         self.task = make_task(self.recipe)
         self.parts = placed(self.task.build(), self.machine)
 
-    def rows(self) -> list[dict[str, Any]]:
-        rows, bad = predict(self.task, self.parts, self.manifest, self.recipe, self.machine)
+    def rows(self, first: int | None = None) -> list[dict[str, Any]]:
+        """All of them, or so many of the first."""
+        some = self.manifest if first is None else self.manifest.subset(np.arange(min(first, len(self.manifest))))
+        rows, bad = predict(self.task, self.parts, some, self.recipe, self.machine)
         if bad:
             _refuse(bad)
         return rows

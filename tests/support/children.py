@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import soundfile
-
 from support.speech import RATE, WORDS
 
 AGES = ("3-4", "5-7", "8-11", "12+", "unknown")

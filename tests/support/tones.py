@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 import torch
-
 from support.speech import RATE, WORDS
+
 from trainer.data.audio import read_audio
 from trainer.errors import AudioError
 from trainer.metrics.transcripts import score_transcripts

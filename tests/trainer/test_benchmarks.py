@@ -1,5 +1,6 @@
 """The programs behind the figures: they run, both sides of them, and what they make of their numbers is right."""
 
+import json
 import os
 import subprocess
 import sys
@@ -90,6 +91,28 @@ def test_decoding_is_timed_on_both_sides_and_they_write_the_same() -> None:
     text = said("evaluation.py", "--quick")
     assert "pipeline / ours, both in the full window" in text
     assert "written differently in the same full window: 0 of 12" in text
+    text = said("evaluation.py", "--quick", "--utterances", "20", "--rounds", "1", "--pipeline-utterances", "6")
+    found = {line[:18].strip(): line[18:].split() for line in text.splitlines() if line[:4] in ("ours", "pipe")}
+    assert [found[n][0] for n in ("ours, own length", "ours, full window", "pipeline")] == ["20", "20", "6"]
+    wall_s, rtfx = float(found["ours, own length"][1]), float(found["ours, own length"][3])
+    assert rtfx == pytest.approx(60 / wall_s, rel=0.05), "seconds of audio by seconds on the wall"
+    assert "pipeline: of the first 6 utterances alone; it was not asked for the other 14" in text
+    assert "written differently in the same full window: 0 of 6" in text
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.skipif("SPOKEN_DIGITS_DIR" not in os.environ, reason="SPOKEN_DIGITS_DIR names no spoken digits")
+def test_adaptation_to_a_fifth_speaker_tells_what_he_gains_and_what_the_others_lose(tmp_path: Path) -> None:
+    text = said("adaptation.py", "--quick", "--speaker", "theo", "--place", str(tmp_path))
+    for side in ("adapters", "adapters + others", "all weights", "all weights + others"):
+        assert any(line.startswith(f"  {side:22} ") and "→" in line for line in text.splitlines()), text
+    of = {p.stem: {json.loads(r)["speaker_id"] for r in p.open()} for p in (tmp_path / "manifests-theo").iterdir()}
+    assert of["fifth"] == {"theo"}
+    assert len(of["others"]) == len(of["singles"]) == 4
+    assert not (of["others"] | of["singles"]) & of["fifth"], "the base never heard him"
+    again = said("adaptation.py", "--quick", "--speaker", "theo", "--place", str(tmp_path))
+    assert again.splitlines()[1:] == text.splitlines()[1:], "what is kept is not trained again"
 
 
 @pytest.mark.slow

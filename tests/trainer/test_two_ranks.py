@@ -372,6 +372,26 @@ def test_two_ranks_write_the_rows_of_one_to_the_bit(corpus: Path, tmp_path: Path
     assert any("reason" in json.loads(line) for line in found[0].splitlines())
 
 
+@pytest.mark.slow
+def test_two_ranks_decode_the_model_before_training_as_one_does_and_say_it_once(
+    corpus: Path, tmp_path: Path, alone: Path
+) -> None:
+    found = []
+    for ranks in (1, 2):
+        out = tmp_path / f"out{ranks}"
+        sets = ["--set", "loop.device=cpu", "--set", "eval.buckets=[duration]"]  # in other buckets: measured anew
+        done = run(
+            tmp_path, "evaluate", "--run", alone, corpus / "dev.jsonl", *sets, "--out", out, "--ranks", ranks, "--json"
+        )
+        said = [json.loads(line) for line in done.stdout.splitlines()]
+        assert said[0]["what"] == "before training"
+        assert all("wall_s" in line for line in said)
+        found.append([(line["what"], line["metrics"], line["table"]) for line in said])
+        found[-1] += [path.read_text() for path in sorted(out.glob("*.rows.jsonl"))]
+        assert len(found[-1]) == 4
+    assert found[0] == found[1]
+
+
 FULL = """
 import os
 import re

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from trainer.metrics.normalise import NORMALISERS, basic, none
 from trainer.metrics.transcripts import score_transcripts
-from trainer.metrics.wer import Errors, count_errors, interval, pooled
+from trainer.metrics.wer import Errors, count_errors, interval, percentiles, pooled
 from trainer.recipe.eval import Eval
 
 WORDS = st.lists(st.sampled_from(["a", "b", "c", "dd", "e"]), min_size=1, max_size=8)
@@ -79,3 +79,11 @@ def test_the_interval_resamples_speakers_where_there_are_enough_of_them() -> Non
     assert (few[2], many[2]) == ("utterances", "speakers")
     assert interval(errors, ["a"] * 60, 100) == interval(errors, ["a"] * 60, 100)
     assert interval([], [], 100) == (0, 0, "nothing")
+
+
+def test_an_interval_of_few_is_wider_than_the_plain_one_and_of_many_the_same() -> None:
+    low, high = percentiles(10)
+    assert (low, high) == (pytest.approx(0.9, abs=0.15), pytest.approx(100 - low))
+    assert percentiles(100_000)[0] == pytest.approx(2.5, abs=1e-3)
+    assert percentiles(1) == (0, 100)
+    assert all(percentiles(n)[0] <= percentiles(n + 1)[0] for n in range(1, 50))

@@ -75,8 +75,12 @@ class Manifest:
         return codes if self.is_whole else codes[self.rows], values
 
     @property
+    def audio_s(self) -> float:
+        return float(self.column("duration_s").sum()) if len(self) else 0.0
+
+    @property
     def hours(self) -> float:
-        return float(self.column("duration_s").sum()) / 3600 if len(self) else 0.0
+        return self.audio_s / 3600
 
     def subset(self, positions: np.ndarray) -> "Manifest":
         """These positions, in this order, as a manifest of their own."""

@@ -5,6 +5,10 @@ import re
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from trainer.metrics.english import ENGLISH_RULES, SPELLINGS, english
 
 BASIC_RULES = (
     "NFKC; lower case; apostrophes inside words deleted; other punctuation and symbols to a space; spaces collapsed"
@@ -13,15 +17,17 @@ BASIC_RULES = (
 
 @dataclass(frozen=True)
 class Normaliser:
-    """A function over transcripts and what it does, in words; `sha256` changes when either does."""
+    """A function over transcripts and what it does, in words; `sha256` changes with these and with the table read."""
 
     name: str
     rules: str
     apply: Callable[[str], str]
+    table: Path | None = None
 
     @property
     def sha256(self) -> str:
-        return hashlib.sha256(f"{self.name}: {self.rules}; Unicode {unicodedata.unidata_version}".encode()).hexdigest()
+        said = f"{self.name}: {self.rules}; Unicode {unicodedata.unidata_version}"
+        return hashlib.sha256(said.encode() + (_bytes_of(self.table) if self.table else b"")).hexdigest()
 
 
 def normaliser_named(name: str) -> Normaliser:
@@ -41,7 +47,13 @@ def none(text: str) -> str:
     return " ".join(text.split())
 
 
+@cache
+def _bytes_of(table: Path) -> bytes:
+    return table.read_bytes()
+
+
 NORMALISERS = {
     "basic": Normaliser("basic", BASIC_RULES, basic),
+    "english": Normaliser("english", ENGLISH_RULES, english, SPELLINGS),
     "none": Normaliser("none", "spaces collapsed", none),
 }

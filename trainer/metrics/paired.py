@@ -1,18 +1,20 @@
 """Two transcripts of the same recordings: is one better, or is it chance? The whole corpus, and each bucket."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from trainer.errors import BadData
-from trainer.metrics.normalise import normaliser_named
-from trainer.metrics.wer import Errors, count_errors, pooled
+from trainer.metrics.normalise import Normaliser, normaliser_named
+from trainer.metrics.wer import Errors, count_errors, percentiles, pooled
 from trainer.recipe.eval import Eval
 from trainer.task import Row
 
 FEWEST_SPEAKERS = 20  # from here on speakers are resampled, as in trainer.metrics.wer.interval
+FEWEST_FLIPS = 1000  # behind p, whatever the recipe says of intervals
+ALL_FLIPS = 12  # units that moved: up to here every combination of signs is counted, 4096 of them
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Difference:
     words: int
     utterances: int
     unit: str  # what was resampled
+    p_holm: float = 1.0  # p of a bucket among all buckets (Holm, 1979); that of the whole corpus stays
 
 
 @dataclass(frozen=True)
@@ -46,64 +49,116 @@ class Comparison:
     only_b: int
 
 
-def compare_rows(a: Sequence[Row], b: Sequence[Row], how: Eval, names: tuple[str, str] = ("a", "b")) -> Comparison:
-    """Both scored anew, paired by id. Raises BadData where no id is common, or where references differ.
+@dataclass(frozen=True)
+class Pair:
+    """An utterance that both heard: its words as they are compared, and the errors of each."""
 
-    The interval and p come from a paired bootstrap over speakers or utterances (Bisani & Ney, 2004): p is twice the
-    smaller share of resamples on one side of no difference.
+    id: str
+    speaker: str
+    buckets: Mapping[str, str]
+    reference: str
+    text_a: str
+    text_b: str
+    errors_a: Errors
+    errors_b: Errors
+
+    @property
+    def gained(self) -> int:
+        """Errors that b makes beyond a's; below zero b is better."""
+        return self.errors_b.total - self.errors_a.total
+
+
+def compare_rows(a: Sequence[Row], b: Sequence[Row], how: Eval, names: tuple[str, str] = ("a", "b")) -> Comparison:
+    """Both scored anew, paired by id. Raises BadData where no id is common, one stands twice, or references differ.
+
+    The interval is a paired bootstrap over speakers or utterances (Bisani & Ney, 2004). p is of approximate
+    randomisation (Noreen, 1989): were a and b alike, each unit's difference might as well have the other sign. A
+    bootstrap's p says 0.00 of five utterances that all moved one way; this one says 0.06, as it should.
     """
-    of_b: Mapping[str, Row] = {r["id"]: r for r in b}
-    both = [(r, of_b[r["id"]]) for r in a if r["id"] in of_b]
+    pairs = pairs_of(a, b, normaliser_named(how.normaliser))
+    return compare_pairs(pairs, how, names, (len(a) - len(pairs), len(b) - len(pairs)))
+
+
+def compare_pairs(pairs: Sequence[Pair], how: Eval, names: tuple[str, str], left_out: tuple[int, int]) -> Comparison:
+    """`compare_rows` of what was paired already; `left_out` are the rows of each that the other lacks."""
+    sets: dict[str, list[Pair]] = {"all": list(pairs)}
+    of_bucket: dict[str, list[Pair]] = defaultdict(list)
+    for pair in pairs:
+        for name, value in pair.buckets.items():
+            of_bucket[f"{name}={value}"].append(pair)
+    sets |= dict(sorted(of_bucket.items()))
+    found = [_difference(name, these, how.bootstrap) for name, these in sets.items()]
+    corrected = holm([d.p for d in found[1:]])
+    found[1:] = [replace(d, p_holm=p) for d, p in zip(found[1:], corrected, strict=True)]
+    normaliser = normaliser_named(how.normaliser)
+    return Comparison(*names, normaliser.name, normaliser.sha256, found, *left_out)
+
+
+def pairs_of(a: Sequence[Row], b: Sequence[Row], normaliser: Normaliser) -> list[Pair]:
+    """What both rows files hold, by id: in an order of its own, so that chance does not depend on theirs."""
+    of_a, of_b = _by_id(a, "the first"), _by_id(b, "the second")
+    both = sorted(of_a.keys() & of_b.keys())
     if not both:
         raise BadData("the two have no utterance in common", "compare results on the same manifest")
-    normaliser = normaliser_named(how.normaliser)
-    said = [normaliser.apply(x["reference"]) for x, _ in both]
-    for (x, y), reference in zip(both, said, strict=True):
-        if normaliser.apply(y["reference"]) != reference:
-            raise BadData(f"{x['id']} has two references", "compare results on the same version of the manifest")
-
-    def errors(side: int) -> list[Errors]:
-        rows = [pair[side] for pair in both]
-        return [count_errors(s.split(), normaliser.apply(r["text"]).split()) for s, r in zip(said, rows, strict=True)]
-
-    errors_a, errors_b = errors(0), errors(1)
-    speakers = [x.get("speaker", "") for x, _ in both]
-    sets: dict[str, list[int]] = {"all": list(range(len(both)))}
-    of_bucket: dict[str, list[int]] = defaultdict(list)
-    for i, (x, _) in enumerate(both):
-        for name, value in x.get("buckets", {}).items():
-            of_bucket[f"{name}={value}"].append(i)
-    sets |= dict(sorted(of_bucket.items()))
-    found = [
-        _difference(
-            name, [errors_a[i] for i in at], [errors_b[i] for i in at], [speakers[i] for i in at], how.bootstrap
+    said = {i: normaliser.apply(of_a[i]["reference"]) for i in both}
+    differ = [i for i in both if normaliser.apply(of_b[i]["reference"]) != said[i]]
+    if differ:
+        raise BadData(
+            f"{len(differ)} of {len(both)} utterances have two references: {differ[0]} is "
+            f"{of_a[differ[0]]['reference']!r} in the first, {of_b[differ[0]]['reference']!r} in the second",
+            "compare results on the same version of the manifest",
         )
-        for name, at in sets.items()
-    ]
-    n = len(both)
-    return Comparison(*names, normaliser.name, normaliser.sha256, found, len(a) - n, len(b) - n)
+    found = []
+    for i in both:
+        text_a, text_b = normaliser.apply(of_a[i]["text"]), normaliser.apply(of_b[i]["text"])
+        words = said[i].split()
+        found.append(
+            Pair(
+                id=i,
+                speaker=of_a[i].get("speaker", ""),
+                buckets=_agreed(of_a[i].get("buckets", {}), of_b[i].get("buckets", {})),
+                reference=said[i],
+                text_a=text_a,
+                text_b=text_b,
+                errors_a=count_errors(words, text_a.split()),
+                errors_b=count_errors(words, text_b.split()),
+            )
+        )
+    return found
 
 
-def _difference(
-    name: str, a: Sequence[Errors], b: Sequence[Errors], groups: Sequence[str], n_resamples: int, seed: int = 0
-) -> Difference:
-    unit = "speakers" if len(set(groups)) >= FEWEST_SPEAKERS else "utterances"
-    keys = list(groups) if unit == "speakers" else [str(i) for i in range(len(a))]
-    place = {k: i for i, k in enumerate(dict.fromkeys(keys))}
-    sums = np.zeros((len(place), 2))  # of a unit: b's errors beyond a's, reference words
-    for key, x, y in zip(keys, a, b, strict=True):
-        sums[place[key]] += (y.total - x.total, x.length)
-    whole_a, whole_b = pooled(a), pooled(b)
+def most_changed(pairs: Sequence[Pair], n: int) -> tuple[list[Pair], list[Pair]]:
+    """(better, worse) in b, at most `n` of each: most errors first, then the larger share of the reference."""
+
+    def by(p: Pair) -> tuple[int, float, str]:
+        return (-abs(p.gained), -abs(p.gained) / max(1, p.errors_a.length), p.id)
+
+    better, worse = [p for p in pairs if p.gained < 0], [p for p in pairs if p.gained > 0]
+    return sorted(better, key=by)[:n], sorted(worse, key=by)[:n]
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """Each p among all of them: below 0.05 only where the whole family errs in one of twenty (Holm, 1979)."""
+    found, most = [1.0] * len(ps), 0.0
+    for rank, i in enumerate(sorted(range(len(ps)), key=ps.__getitem__)):
+        most = max(most, min(1.0, (len(ps) - rank) * ps[i]))  # never smaller than that of a smaller p
+        found[i] = most
+    return found
+
+
+def _difference(name: str, pairs: Sequence[Pair], n_resamples: int, seed: int = 0) -> Difference:
+    unit = "speakers" if len({p.speaker for p in pairs}) >= FEWEST_SPEAKERS else "utterances"
+    sums: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(2))  # of a unit: b's errors beyond a's, reference words
+    for p in pairs:
+        sums[p.speaker if unit == "speakers" else p.id] += (p.gained, p.errors_a.length)
+    units = np.stack(list(sums.values()))
+    whole_a, whole_b = pooled([p.errors_a for p in pairs]), pooled([p.errors_b for p in pairs])
     difference = whole_b.rate - whole_a.rate
     low = high = difference
-    p = 1.0
+    rng = np.random.default_rng(seed)
     if n_resamples:
-        rng = np.random.default_rng(seed)
-        drawn = np.stack([sums[rng.integers(0, len(sums), size=len(sums))].sum(axis=0) for _ in range(n_resamples)])
-        shares = drawn[:, 0] / np.maximum(1, drawn[:, 1])
-        low, high = (float(x) for x in np.percentile(shares, [2.5, 97.5]))
-        side = min((shares <= 0).mean(), (shares >= 0).mean())
-        p = float(min(1.0, 2 * max(side, 1 / n_resamples)))  # no resample says more than one in so many
+        drawn = np.stack([units[rng.integers(0, len(units), len(units))].sum(axis=0) for _ in range(n_resamples)])
+        low, high = (float(x) for x in np.percentile(drawn[:, 0] / np.maximum(1, drawn[:, 1]), percentiles(len(units))))
     return Difference(
         set=name,
         wer_a=whole_a.rate,
@@ -111,10 +166,37 @@ def _difference(
         difference=difference,
         low=low,
         high=high,
-        p=p,
-        better=sum(y.total < x.total for x, y in zip(a, b, strict=True)),
-        worse=sum(y.total > x.total for x, y in zip(a, b, strict=True)),
+        p=_chance(units[:, 0], max(FEWEST_FLIPS, n_resamples), rng),
+        better=sum(p.gained < 0 for p in pairs),
+        worse=sum(p.gained > 0 for p in pairs),
         words=whole_a.length,
-        utterances=len(a),
+        utterances=len(pairs),
         unit=unit,
     )
+
+
+def _chance(gained: np.ndarray, n_flips: int, rng: np.random.Generator) -> float:
+    """The share of sign flips whose sum is as far from zero as the one seen, which is one of them."""
+    moved = gained[gained != 0]
+    seen = abs(moved.sum())
+    if len(moved) <= ALL_FLIPS:
+        signs = 1.0 - 2.0 * ((np.arange(1 << len(moved))[:, None] >> np.arange(len(moved))) & 1)
+        return float((np.abs(signs @ moved) >= seen).mean())
+    hits = 0
+    for at in range(0, n_flips, 100):  # a hundred at a time: ten thousand units stay a few megabytes
+        signs = 1.0 - 2.0 * rng.integers(0, 2, (min(100, n_flips - at), len(moved)), dtype=np.int8)
+        hits += int((np.abs(signs @ moved) >= seen).sum())
+    return (1 + hits) / (1 + n_flips)
+
+
+def _by_id(rows: Sequence[Row], which: str) -> dict[str, Row]:
+    found = {r["id"]: r for r in rows}
+    if len(found) < len(rows):
+        twice = next(i for i, n in Counter(r["id"] for r in rows).items() if n > 1)
+        raise BadData(f"{twice} stands in {which} rows file twice", "name the rows file of one evaluation")
+    return found
+
+
+def _agreed(a: Mapping[str, str], b: Mapping[str, str]) -> dict[str, str]:
+    """The buckets that one of them names, or both alike."""
+    return {k: v for k, v in {**a, **b}.items() if a.get(k, v) == b.get(k, v)}

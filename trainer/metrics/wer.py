@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
+from statistics import NormalDist
 
 import numpy as np
 
@@ -43,6 +45,18 @@ def count_errors(reference: Sequence[str], hypothesis: Sequence[str]) -> Errors:
     return Errors(kinds.count("replace"), kinds.count("delete"), kinds.count("insert"), len(reference))
 
 
+def aligned(reference: Sequence[str], hypothesis: Sequence[str]) -> list[tuple[str, str, str]]:
+    """The same edits word by word: (=, S, D or I; the word said; the word heard), "" where one of them is not."""
+    from rapidfuzz.distance import Levenshtein
+
+    found: list[tuple[str, str, str]] = []
+    for op in Levenshtein.opcodes(reference, hypothesis):
+        said, heard = reference[op.src_start : op.src_end], hypothesis[op.dest_start : op.dest_end]
+        kind = {"equal": "=", "replace": "S", "delete": "D", "insert": "I"}[op.tag]
+        found += [(kind, one, other) for one, other in zip_longest(said, heard, fillvalue="")]
+    return found
+
+
 def pooled(errors: Sequence[Errors]) -> Errors:
     """All errors, all reference words: what a corpus' rate is made of."""
     return sum(errors, Errors())
@@ -51,7 +65,7 @@ def pooled(errors: Sequence[Errors]) -> Errors:
 def interval(
     errors: Sequence[Errors], groups: Sequence[str], n_resamples: int, seed: int = 0
 ) -> tuple[float, float, str]:
-    """A 95 % percentile bootstrap (Bisani & Ney, 2004) of the pooled rate: low, high, and what was resampled.
+    """A 95 % bootstrap interval (Bisani & Ney, 2004) of the pooled rate: low, high, and what was resampled.
 
     Speakers are resampled where there are 20 or more, utterances otherwise: few speakers say little about their spread.
     """
@@ -66,5 +80,19 @@ def interval(
         sums[place[key]] += (e.total, e.length)
     rng = np.random.default_rng(seed)
     drawn = np.stack([sums[rng.integers(0, len(sums), size=len(sums))].sum(axis=0) for _ in range(n_resamples)])
-    low, high = np.percentile(drawn[:, 0] / np.maximum(1, drawn[:, 1]), [2.5, 97.5])
+    low, high = np.percentile(drawn[:, 0] / np.maximum(1, drawn[:, 1]), percentiles(len(sums)))
     return float(low), float(high), unit
+
+
+def percentiles(n_units: int) -> tuple[float, float]:
+    """Between which percentiles of the resamples 95 % lie: 2.5 and 97.5 of many units, further out of few.
+
+    The plain ones err in 7 of 100 cases with 20 speakers, and in 9 with 12 utterances: Student's t and the variance's
+    n − 1 are put back (Hesterberg, 2015, "expanded percentiles"; t by Cornish and Fisher's series).
+    """
+    if n_units < 2:
+        return 0.0, 100.0
+    z, v = NormalDist().inv_cdf(0.975), n_units - 1
+    t = z + (z**3 + z) / (4 * v) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * v**2)
+    low = 100 * NormalDist().cdf(-t * (n_units / v) ** 0.5)
+    return low, 100 - low

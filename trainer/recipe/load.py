@@ -1,8 +1,9 @@
 """From an experiment file to a recipe, or to all its mistakes at once. Imports no torch and no task."""
 
+import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,26 @@ def known_keys(cls: type[BaseModel], at: str = "") -> dict[str, list[str]]:
         for part in _models_in(field.annotation):
             known |= known_keys(part, f"{at}.{name}" if at else name)
     return known
+
+
+def with_sets(train: Mapping[str, Any], sets: Sequence[str]) -> dict[str, Any]:
+    """`eval.decode.beams=5` put into a copy of a recipe's mapping; values are YAML. Raises BadRecipe."""
+    result: dict[str, Any] = json.loads(json.dumps(train))
+    for text in sets:
+        path, eq, value = text.partition("=")
+        keys = path.removeprefix("train.").split(".")
+        if not eq or not all(keys):
+            raise BadRecipe.one("--set", f"{text!r} is not KEY=VALUE, as in eval.decode.beams=5")
+        at = result
+        for key in keys[:-1]:
+            if not isinstance(at.get(key), dict):
+                at[key] = {}
+            at = at[key]
+        try:
+            at[keys[-1]] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise BadRecipe.one("--set", f"{value!r} is not YAML") from None
+    return result
 
 
 def changes(old: Recipe, new: Recipe) -> list[str]:
