@@ -1,4 +1,4 @@
-"""Whispers that were never trained and yet say something else of every sound: what they write depends on what is heard."""
+"""Whispers that were never trained and yet listen: what they write depends on the sound."""
 
 import json
 from collections.abc import Mapping
@@ -8,11 +8,10 @@ from typing import Any
 import torch
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import GenerationConfig, WhisperFeatureExtractor, WhisperProcessor, WhisperTokenizer
+from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
 from trainer.recipe.load import parse_recipe
 from trainer.task import make_task
-
-LANGUAGES = 99
 
 
 def talkative(folder: Path, train: Mapping[str, Any], seed: int = 7) -> Path:
@@ -32,8 +31,9 @@ def many_tongued(folder: Path) -> Path:
     from transformers import WhisperConfig, WhisperForConditionalGeneration
 
     letters = sorted(ByteLevel.alphabet())
-    plain = [*letters, *(f"Ġ{a}{b}{c}" for a in letters for b in letters for c in letters[:1])][:50257]
-    codes = ["en", "he", *(f"x{a}{b}" for a in "abcdefghij" for b in "abcdefghij")][:LANGUAGES]
+    plain = [*letters, *(f"Ġ{a}{b}!" for a in letters for b in letters)][:50256]
+    plain.append("")  # by which CTranslate2 tells Whisper's vocabulary from the English one
+    codes = list(LANGUAGES)[:99]  # the hundredth came with large-v3
     specials = ["<|endoftext|>", "<|startoftranscript|>", *(f"<|{c}|>" for c in codes)]
     specials += ["<|translate|>", "<|transcribe|>", "<|startoflm|>", "<|startofprev|>", "<|nospeech|>"]
     specials += ["<|notimestamps|>", *(f"<|{0.02 * n:.2f}|>" for n in range(1501))]

@@ -61,9 +61,9 @@ def asking_of(task: Any, decode: Decode, suppressed: list[int], max_positions: i
 class Faster:
     """The model as a server would hold it."""
 
-    def __init__(self, folder: Path, asking: Asking, device: str) -> None:
+    def __init__(self, folder: Path, asking: Asking, device: str, threads: int) -> None:
         self.asking = asking
-        self._model = _opened(folder, device)
+        self._model = _opened(folder, device, threads)
         self.compute_type = str(self._model.model.compute_type)  # the stored one, or the nearest this device has
 
     def check_prompt(self, prompt: list[int]) -> None:
@@ -88,7 +88,7 @@ class Faster:
         return "".join(s.text for s in segments).strip()
 
 
-def _opened(folder: Path, device: str) -> Any:
+def _opened(folder: Path, device: str, threads: int) -> Any:
     try:
         from faster_whisper import WhisperModel
     except ImportError:
@@ -102,7 +102,7 @@ def _opened(folder: Path, device: str) -> Any:
             return super().encode(features[..., : self.feature_extractor.nb_max_frames])
 
     try:
-        return OwnWindow(str(folder), device=device)
+        return OwnWindow(str(folder), device=device, cpu_threads=threads)
     except (RuntimeError, ValueError) as e:
         raise TrainerError(
             f"faster-whisper does not open {folder}: {str(e).splitlines()[0]}", "try --set loop.device=cpu"

@@ -87,7 +87,7 @@ def compare(
     heard = [r for r in rows if not r.get("reason")]
     if not heard:
         raise BadData("no recording of the set could be read", "look at its audio: trainer predict names each reason")
-    faster = Faster(converted, ours.asking, "cuda" if machine.device.type == "cuda" else "cpu")
+    faster = Faster(converted, ours.asking, "cuda" if machine.device.type == "cuda" else "cpu", recipe.loop.threads)
     faster.check_prompt(list(ours.task.prompt))
     theirs, bare = _their_texts(ours, faster, manifest, {r["id"] for r in heard}, live)
     plain = compare_texts(heard, bare, how)
