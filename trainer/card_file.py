@@ -46,7 +46,8 @@ def card_file(card: Card, old: str | None = None) -> str:
         else:
             before, front = rest.rstrip() + "\n\n" if rest.strip() else "", _merged(theirs, front)
     text = card.text.strip() + "\n"
-    mark = f"<!-- podctl wrote this: front {_hash(_front_text(front))}, text {_hash(text)}; write above or below -->"
+    own = _hash(_front_text(card.front))  # not of a merged one: what was changed once is theirs from then on
+    mark = f"<!-- podctl wrote this: front {own}, text {_hash(text)}; write above or below -->"
     return f"---\n{_front_text(front)}---\n{before}{mark}\n{text}{END}{after}"
 
 

@@ -6,10 +6,11 @@ A cut upload is continued by the same command: the Hub keeps what it has by its 
 import os
 import re
 import tempfile
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from trainer.card_file import Card, card_file, is_ours
@@ -17,6 +18,7 @@ from trainer.errors import BadData
 from trainer.hub_faults import HubRefused, again, translated
 from trainer.parcel import Parcel
 
+T = TypeVar("T")
 HOME = "huggingface.co"
 ANSWER_S = 120.0  # how long it may take to answer; the client itself would wait for ever (huggingface_hub 2.4)
 
@@ -45,16 +47,18 @@ class Sending:
 class Hub:
     """One repository of a Hub, for one token. Raises HubRefused."""
 
-    def __init__(self, repo: str, revision: str = "main") -> None:
+    def __init__(self, repo: str, revision: str = "main", sleep: Callable[[float], None] = time.sleep) -> None:
         check_name(repo)
-        self.repo, self.revision = repo, revision
+        self.repo, self.revision, self._sleep = repo, revision, sleep
         self.endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or f"https://{HOME}"
-        if urlsplit(self.endpoint).hostname != HOME:
-            # Xet is a second protocol with servers of its own, and only that Hub is known to have them (2026-11)
-            os.environ.setdefault("HF_HUB_DISABLE_XET", "1")  # read when the client is imported, below
         os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
         import huggingface_hub
+        from huggingface_hub.utils import logging as quiet
 
+        quiet.set_verbosity_error()  # its warnings quote addresses that are signed
+        if urlsplit(self.endpoint).hostname != HOME:
+            # Xet is a second protocol with servers of its own, and only that Hub is known to have them (2026-11)
+            huggingface_hub.constants.HF_HUB_DISABLE_XET = True
         self._hub = huggingface_hub
         self._token = huggingface_hub.get_token() or ""
         if not self._token:
@@ -73,14 +77,14 @@ class Hub:
     def look(self) -> Looked:
         """Who we are there, and what is there. Changes nothing."""
         with self._translated():
-            user = self._check_rights(again(self._api.whoami))
+            user = self._check_rights(self._again(self._api.whoami))
             try:
-                info = again(lambda: self._api.model_info(self.repo))
+                info = self._again(lambda: self._api.model_info(self.repo))
             except self._hub.errors.RepositoryNotFoundError:
                 return Looked(user, False, True, "", self.revision == "main", frozenset(), None)
             has_branch = True
             try:
-                info = again(lambda: self._api.model_info(self.repo, revision=self.revision))
+                info = self._again(lambda: self._api.model_info(self.repo, revision=self.revision))
             except self._hub.errors.RevisionNotFoundError:
                 has_branch = False
             files = frozenset(s.rfilename for s in info.siblings or [])
@@ -100,11 +104,11 @@ class Hub:
         with self._translated():
             head = looked.head or None
             if not looked.exists:
-                again(lambda: self._api.create_repo(self.repo, private=is_private, exist_ok=True))
+                self._again(lambda: self._api.create_repo(self.repo, private=is_private, exist_ok=True))
                 head = None
             if not looked.has_branch:
-                again(lambda: self._api.create_branch(self.repo, branch=self.revision, exist_ok=True))
-            made = again(lambda: self._commit(sending, message, head))
+                self._again(lambda: self._api.create_branch(self.repo, branch=self.revision, exist_ok=True))
+            made = self._again(lambda: self._commit(sending, message, head))
             return str(made.oid)
 
     def _commit(self, sending: Sending, message: str, head: str | None) -> Any:
@@ -123,7 +127,7 @@ class Hub:
 
     def _page(self, commit: str) -> str:
         with tempfile.TemporaryDirectory() as folder:
-            path = again(
+            path = self._again(
                 lambda: self._hub.hf_hub_download(
                     self.repo, "README.md", revision=commit, local_dir=folder, endpoint=self.endpoint, token=self._token
                 )
@@ -152,6 +156,9 @@ class Hub:
                 f"--repo {name}/{self.repo.partition('/')[2]}; what it may write to: {mine}",
             )
         return name
+
+    def _again(self, call: Callable[[], T]) -> T:
+        return again(call, self._sleep)
 
     def _translated(self) -> Any:
         return translated(self.repo, self.endpoint, self._token)

@@ -5,7 +5,7 @@ Every figure is read from the run's own reports (`trainer.results`), none is com
 
 import html
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from trainer.card_file import Card
 from trainer.parcel import without_places
 from trainer.results import RunResults, Told
 
+PEOPLE = "speaker="  # lines of single persons: their range is told, their names are not
 WINDOW = 30 * 16_000  # samples that faster-whisper pads to, whatever a model's own window is
 LIBRARIES = {"export": "transformers", "adapters": "peft", "ct2": "ctranslate2"}
 TOLD = {  # of a recipe, what made the model; where data lies is nobody's business
@@ -186,11 +187,16 @@ def _table(told: Told, before: Told | None) -> str:
     head = "| set | WER | 95 % interval | before training | CER | S | D | I | N | utterances |"
     lines = [head, "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|"]
     for line in told.table:
+        if line["set"].startswith(PEOPLE):
+            continue
         old = earlier.get(line["set"])
         spread = f"{percent(line['low'])} – {percent(line['high'])}" if "low" in line else ""
         cells = [cell(line["set"]), percent(line["wer"]), spread, percent(old["wer"]) if old else ""]
         cells += [percent(line["cer"]) if "cer" in line else "", *(str(line[k]) for k in ("S", "D", "I", "N"))]
         lines.append("| " + " | ".join([*cells, str(line["utterances"])]) + " |")
+    people = [line["wer"] for line in told.table if line["set"].startswith(PEOPLE)]
+    if people:
+        lines.append(f"\nBy speaker ({len(people)}): {percent(min(people))} to {percent(max(people))}.")
     return "\n".join(lines)
 
 
@@ -211,8 +217,8 @@ def _made(facts: Facts) -> list[str]:
     for section, keys in TOLD.items():
         value = facts.recipe.get(section)
         if value:
-            told[section] = {k: value[k] for k in keys if value.get(k) is not None} if keys else value
-    recipe = yaml.safe_dump(without_places(told), sort_keys=False, allow_unicode=True).replace("```", "'''")
+            told[section] = {k: value.get(k) for k in keys} if keys else value
+    recipe = yaml.safe_dump(_filled(without_places(told)), sort_keys=False, allow_unicode=True).replace("```", "'''")
     return [*found, f"The recipe (whole in `recipe.json`):\n\n```yaml\n{recipe}```"]
 
 
@@ -254,6 +260,13 @@ def _limits(facts: Facts) -> list[str]:
     return ["## Limits\n\n" + "\n".join(lines)]
 
 
+def _filled(value: Any) -> Any:
+    """Without what says nothing."""
+    if not isinstance(value, Mapping):
+        return value
+    return {k: inner for k, v in value.items() if (inner := _filled(v)) not in (None, {}, [])}
+
+
 def _flat(value: Any) -> str:
     return ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, Mapping) else str(value)
 
@@ -261,13 +274,3 @@ def _flat(value: Any) -> str:
 def _code(value: object) -> str:
     """Within backticks."""
     return " ".join(str(value).replace("`", "'").split())
-
-
-def rows_of(text: str) -> Sequence[Sequence[str]]:
-    """The cells of every table in a card, as they were before `cell`: what a reader of the page sees."""
-    found = []
-    for line in text.splitlines():
-        if line.startswith("| "):
-            cells = re.split(r"(?<!\\)\|", line.strip().strip("|"))
-            found.append([html.unescape(re.sub(r"\\([\\`*_\[\]|~])", r"\1", c.strip())) for c in cells])
-    return found

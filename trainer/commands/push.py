@@ -62,8 +62,9 @@ def push(args: argparse.Namespace) -> int:
     began = time.monotonic()
     _bars()
     print(f"sending to {hub.url} as {looked.user} …", file=sys.stderr)
-    hub.send(looked, sending, wanted.message, is_private)
-    print(f"✓ sent after {time.monotonic() - began:.0f} s: {wanted.message}", file=sys.stderr)
+    made = hub.send(looked, sending, wanted.message, is_private)
+    what = "it is there already: nothing differs" if made == looked.head else f"sent: {wanted.message}"
+    print(f"✓ after {time.monotonic() - began:.0f} s {what}", file=sys.stderr)
     print(hub.url)
     return 0
 
