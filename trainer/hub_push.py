@@ -104,12 +104,19 @@ class Hub:
         with self._translated():
             head = looked.head or None
             if not looked.exists:
-                self._again(lambda: self._api.create_repo(self.repo, private=is_private, exist_ok=True))
+                self._again(lambda: self._create(is_private))
                 head = None
             if not looked.has_branch:
                 self._again(lambda: self._api.create_branch(self.repo, branch=self.revision, exist_ok=True))
             made = self._again(lambda: self._commit(sending, message, head))
             return str(made.oid)
+
+    def _create(self, is_private: bool) -> None:
+        try:
+            self._api.create_repo(self.repo, private=is_private)
+        except self._hub.errors.HfHubHTTPError as e:
+            if e.response.status_code != 409:  # there already: made a moment ago, and its answer was lost
+                raise
 
     def _commit(self, sending: Sending, message: str, head: str | None) -> Any:
         add, delete = self._hub.CommitOperationAdd, self._hub.CommitOperationDelete

