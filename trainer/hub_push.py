@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -67,7 +68,7 @@ class Hub:
                 "export HF_TOKEN=… (with the right to write), or: hf auth login",
             )
         self._api = huggingface_hub.HfApi(endpoint=self.endpoint, token=self._token)
-        self._limit_waits()
+        _limit_waits()
 
     @property
     def url(self) -> str:
@@ -141,11 +142,6 @@ class Hub:
             )
             return Path(path).read_text(encoding="utf-8", errors="replace")
 
-    def _limit_waits(self) -> None:
-        session = self._hub.get_session()
-        kind, hooks = type(session), session.event_hooks
-        self._hub.set_client_factory(lambda: kind(event_hooks=hooks, follow_redirects=True, timeout=ANSWER_S))
-
     def _check_rights(self, who: Mapping[str, Any]) -> str:
         name = str(who.get("name", ""))
         owner = self.repo.partition("/")[0]
@@ -169,6 +165,16 @@ class Hub:
 
     def _translated(self) -> Any:
         return translated(self.repo, self.endpoint, self._token)
+
+
+@cache
+def _limit_waits() -> None:
+    """Once a process, for every connection that the client makes from now on."""
+    import huggingface_hub
+
+    session = huggingface_hub.get_session()
+    kind, hooks = type(session), session.event_hooks
+    huggingface_hub.set_client_factory(lambda: kind(event_hooks=hooks, follow_redirects=True, timeout=ANSWER_S))
 
 
 def check_name(repo: str) -> None:

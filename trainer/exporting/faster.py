@@ -80,11 +80,11 @@ class Faster:
                 "serve it with transformers (--format hf), or train a model with Whisper's own vocabulary",
             )
 
-    def text_of(self, wave_T: np.ndarray, *, padded: bool = True) -> str:
-        """What it hears in float32 samples: zeros behind them up to the window, or as they are."""
+    def text_of(self, wave_T: np.ndarray, *, padded: bool = True, **otherwise: Any) -> str:
+        """What it hears in float32 samples: zeros behind them up to the window, or as they are; asked `otherwise`."""
         if padded and len(wave_T) < self.asking.pad_to_samples:
             wave_T = fit(wave_T, self.asking.pad_to_samples)
-        segments, _ = self._model.transcribe(wave_T, **self.asking.transcribe)
+        segments, _ = self._model.transcribe(wave_T, **{**self.asking.transcribe, **otherwise})
         return "".join(s.text for s in segments).strip()
 
 
