@@ -61,10 +61,11 @@ def pack(folder: Path, what: str, more: Mapping[str, bytes] | None = None) -> Pa
     left_out = []
     for path in sorted(folder.iterdir()):
         if path.name in KNOWN or path.suffix in SUFFIXES:
-            files[path.name] = _scrubbed(path) if path.name in SCRUBBED else path
+            files[path.name] = path
         elif path.name != "README.md":
             left_out.append(path.name)
-    return Parcel({**files, **(more or {})}, tuple(left_out))
+    files |= more or {}
+    return Parcel({n: _scrubbed(f) if n in SCRUBBED else f for n, f in files.items()}, tuple(left_out))
 
 
 def without_places(value: Any) -> Any:
@@ -83,7 +84,10 @@ def _weights(folder: Path) -> list[str]:
     return sorted(set(index["weight_map"].values())) if index else ["model.safetensors"]
 
 
-def _scrubbed(path: Path) -> Path | bytes:
-    value = read_json(path)
+def _scrubbed(content: Path | bytes) -> Path | bytes:
+    try:
+        value = json.loads(content if isinstance(content, bytes) else content.read_bytes())
+    except ValueError:
+        raise BadData(f"{content!s:.80} is not JSON", "make the export again: trainer export --format hf") from None
     clean = without_places(value)
-    return path if clean == value else (json.dumps(clean, indent=1, ensure_ascii=False) + "\n").encode()
+    return content if clean == value else (json.dumps(clean, indent=1, ensure_ascii=False) + "\n").encode()

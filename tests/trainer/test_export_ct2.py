@@ -66,9 +66,7 @@ def test_in_float32_it_writes_the_same_and_is_published_with_all_that_is_needed(
     kept = read_json(tmp_path / "out/provenance.json")
     assert (kept["run"], kept["format"], kept["quantisation"]) == ("talkative", "ct2", "float32")
     assert kept["parity"]["normaliser_sha256"]
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["cache", "out"] or list(tmp_path.iterdir()) == [
-        tmp_path / "out"
-    ]
+    assert {p.name for p in tmp_path.iterdir()} <= {"cache", "out"}
 
 
 def test_sound_that_is_not_padded_is_heard_otherwise_and_that_is_said(place: Path, tmp_path: Path) -> None:
@@ -296,7 +294,7 @@ def test_spoken_digits_are_written_alike(tmp_path: Path, capsys: pytest.CaptureF
     assert size["int8"] < 0.5 * size["float32"]
 
 
-def trained_on_digits(folder: Path, steps: int = 250) -> Path:
+def trained_on_digits(folder: Path, steps: int = 200) -> Path:
     """A run of configs/spoken_digits.yaml, as far as a few minutes go."""
     config = Path(__file__).parents[2] / "configs/spoken_digits.yaml"
     whole = yaml.safe_load(config.read_text(encoding="utf-8"))

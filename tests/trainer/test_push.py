@@ -13,11 +13,14 @@ from pathlib import Path
 import pytest
 from support.loopback_hub import Account, Fault, Hub, serving
 from support.measured import measured_run, whole_model
+from support.speech import recipe_dict, write_experiment
 from support.trainings import environment
+from support.whispers import talkative
 
 from remote.files import write_json
 from remote.rundir import RunDir, Status
 from trainer.__main__ import main
+from trainer.card_file import read_front
 from trainer.hub_faults import again, explain, is_passing
 from trainer.hub_push import Hub as Client
 from trainer.hub_push import decide
@@ -413,3 +416,33 @@ def test_a_login_of_the_client_s_own_is_taken(hub: Hub, run: RunDir, tmp_path: P
     (tmp_path / "hf").mkdir()
     (tmp_path / "hf" / "token").write_text(TOKEN)
     assert program(tmp_path, hub.url, run, "--yes").returncode == 0
+
+
+# ---- a run that was really trained
+
+
+def test_of_a_real_run_the_card_says_what_its_report_says_and_the_adapters_go_by_themselves(
+    hub: Hub, tmp_path: Path, corpus: Path, capsys: pytest.CaptureFixture
+) -> None:
+    talkative(tmp_path / "base", recipe_dict(corpus))
+    train = recipe_dict(corpus, model={"from_scratch": None, "name": str(tmp_path / "base")})
+    train |= {"adapters": {"kind": "lora", "r": 2, "alpha": 4, "targets": "attention"}}
+    experiment = write_experiment(tmp_path / "e.yaml", train)
+    run = RunDir(tmp_path / "real")
+    assert main(["train", str(experiment), "--run-dir", str(run.root)]) == 0
+    assert push(run) == 0
+    page = hub.read("ada/ears", "README.md").decode()
+    told = json.loads((run.reports / "test.jsonl").read_text().splitlines()[1])
+    metrics = {m["type"]: m["value"] for m in read_front(page)["model-index"][0]["results"][0]["metrics"]}
+    assert metrics == {k: round(100 * told["metrics"][k], 2) for k in ("wer", "cer")}
+    for line in told["table"]:
+        assert f"| {100 * line['wer']:.2f} % |" in page
+    assert "20 utterances" in page
+    assert str(tmp_path) not in page
+    assert push(run, "--what", "adapters", repo="ada/ears-lora") == 0
+    files = hub.repos["ada/ears-lora"].files()
+    assert {"adapter_config.json", "adapter_model.safetensors", "README.md", "recipe.json"} <= files.keys()
+    assert "model.safetensors" not in files
+    assert json.loads(hub.read("ada/ears-lora", "adapter_config.json"))["base_model_name_or_path"] == "base"
+    sent = b"".join(hub.read("ada/ears-lora", name) for name in files)
+    assert str(tmp_path).encode() not in sent
