@@ -1,4 +1,4 @@
-"""What of a model travels: files that are known to belong to one, and nothing that says where anybody's files lie."""
+"""What of a model travels: files that are known to belong to one, nothing of where files lie, nobody's name."""
 
 import json
 import re
@@ -69,9 +69,9 @@ def pack(folder: Path, what: str, more: Mapping[str, bytes] | None = None) -> Pa
 
 
 def without_places(value: Any) -> Any:
-    """The same, but of every absolute path only its last name."""
+    """The same, but of every absolute path only its last name, and without figures of single persons."""
     if isinstance(value, Mapping):
-        return {k: without_places(v) for k, v in value.items()}
+        return {k: without_places(v) for k, v in value.items() if "speaker=" not in str(k)}
     if isinstance(value, (list, tuple)):
         return [without_places(v) for v in value]
     if isinstance(value, str) and re.match(r"[/\\~]|\.\.?[/\\]|[A-Za-z]:[/\\]|file:", value) and len(value) > 1:

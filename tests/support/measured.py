@@ -65,6 +65,7 @@ def measured_run(folder: Path, ages: Sequence[str] = AGES) -> RunDir:
     run.receipt.write_text(json.dumps({"run": folder.name, "usd": 12.5, "duration_s": 5400.0, "run_dir": "/volume/x"}))
     data = {"sha256": {"train": "cd" * 32, "dev": "ef" * 32}, "train_hours": 12.3456, "train_utterances": 4321}
     made = {**own, "weights": "step 90", "step": 90, "device": "NVIDIA H100", "data": data}
+    made["dev"] = {"wer": 0.2, "wer/speaker=child 1": 0.3}
     whole_model(run.export, made)
     return run
 

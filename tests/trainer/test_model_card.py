@@ -68,6 +68,8 @@ def test_every_figure_of_the_report_stands_on_the_card_and_no_other(tmp_path: Pa
 def test_people_are_not_named_on_it(tmp_path: Path) -> None:
     run = measured_run(tmp_path / "run-1")
     page = card_file(make_card(facts_of(run)))
+    parcel = pack(run.export, "export")
+    assert b"child" not in b"".join(f for n, f in parcel.files.items() if isinstance(f, bytes) and n != "recipe.json")
     assert "child" not in page
     assert "By speaker (4)" in page
 
