@@ -63,7 +63,7 @@ def average(args: argparse.Namespace) -> int:
         raise BadData(f"{out} is there already", "name a folder that is not")
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
-        models = [_whole(path, Path(folder) / f"source-{n}") for n, path in enumerate(args.sources)]
+        models = [whole_model(path, Path(folder) / f"source-{n}") for n, path in enumerate(args.sources)]
         beside = Path(folder) / "mean"
         mean_of(models, beside)
         os.rename(beside, out)
@@ -140,8 +140,11 @@ def _check_alike(models: Sequence[Model], files: Sequence[dict[str, str]]) -> No
                 raise BadData(f"{first.name} and {model.name} write with different vocabularies ({name})", ALIKE)
 
 
-def _whole(path: Path, room: Path) -> Model:
-    """A source as a whole model: itself, or what is made of a run's or a checkpoint's weights in `room`."""
+def whole_model(path: Path, room: Path) -> Model:
+    """A source as a whole model: itself, or what is made of a run's or a checkpoint's weights in `room`.
+
+    Raises BadData where there is none.
+    """
     if (path / "checkpoints").is_dir():
         found = complete_checkpoints(path / "checkpoints")
         if not found:

@@ -207,11 +207,16 @@ class Desk:
         self.task.export(parts.module, beside)
         write_json(beside / "recipe.json", self.recipe.model_dump(mode="json"))
         dev = {k.removeprefix("dev/"): v for k, v in metrics.items() if k.startswith("dev/")}
-        write_json(beside / "provenance.json", {**self._provenance(weights), "step": best[0].step, "dev": dev})
+        made = {"step": best[0].step, "dev": dev, "device": self.machine.name, "data": self._data_told()}
+        write_json(beside / "provenance.json", {**self._provenance(weights), **made})
         self.fence.check()
         if self.run.export.exists():
             shutil.rmtree(self.run.export)
         os.rename(beside, self.run.export)
+
+    def _data_told(self) -> dict[str, Any]:
+        train = self.data.train
+        return {"sha256": self.data.sha256, "train_hours": train.hours, "train_utterances": len(train)}
 
     def _contents(self) -> "Contents | None":
         """What rank 0 saves; where it is dealt to all ranks, they gather it there. None on the others."""

@@ -37,6 +37,14 @@ class Machine:
     def is_first(self) -> bool:
         return self.rank == 0
 
+    @property
+    def name(self) -> str:
+        """What computes, as a person calls it: NVIDIA H100 80GB HBM3, 4 × …, cpu."""
+        if self.device.type != "cuda":
+            return self.device.type
+        one = torch.cuda.get_device_name(self.device)
+        return f"{self.world} × {one}" if self.world > 1 else one
+
     def autocast(self) -> AbstractContextManager[Any]:
         return autocast(self.precision, self.device)
 

@@ -123,3 +123,16 @@ def test_every_case_of_the_gpu_benchmark_runs_without_a_gpu() -> None:
     for case in cases:
         (line,) = [t for t in text.splitlines() if t.startswith(case)]
         assert float(line.removeprefix(case).split()[0]) > 0, line
+
+
+@pytest.mark.slow
+def test_what_a_server_does_otherwise_is_told_a_setting_at_a_time(tmp_path: Path) -> None:
+    from support.speech import make_corpus, recipe_dict
+    from support.whispers import talkative
+
+    make_corpus(tmp_path, 3, name="test")
+    talkative(tmp_path / "hub", recipe_dict(tmp_path))
+    told = said("served.py", "--model", str(tmp_path / "hub"), "--utterances", "3").splitlines()
+    first = next(line for line in told if line.startswith("as decode.json says"))
+    assert "   0 differ" in first
+    assert sum("WER" in line or "fails" in line for line in told) == 11

@@ -6,7 +6,7 @@ A module imports no more than argparse needs; what it does it imports when it is
 from importlib import import_module
 from typing import Any
 
-NAMES: tuple[str, ...] = ("audit", "align", "compare", "report")  # in the order in which the help lists them
+NAMES = ("audit", "align", "compare", "report", "export", "push")  # in the order in which the help lists them
 
 
 def add_all(commands: Any) -> None:
