@@ -32,7 +32,7 @@ def hand_on(run: Run, known: Mapping[str, Run]) -> tuple[str, ...]:
     for source in sorted(came.reports.glob("evaluate-*")):
         if source.is_file():
             copies.append(_put(source, beside.reports / source.name, overwrite=True))
-    for source in sorted(came.sounds.glob("*")):  # their names say what is in them
+    for source in sorted(came.sounds.glob("*.flac")):  # their names say what is in them
         if source.is_file():
             _put(source, beside.sounds / source.name, overwrite=True)
     return tuple(c for c in copies if c.endswith(".json"))

@@ -1,4 +1,5 @@
-"""The command line of the trainer: check · plan · prepare · train · evaluate · predict · average, and `commands`.
+"""The command line of the trainer: check · plan · prepare · train · evaluate · predict · average, and those that live
+by themselves in `commands`: audit · align · compare · report · export · push.
 
 Heavy modules are imported by the command that needs them: `check` answers without torch.
 """
@@ -6,14 +7,11 @@ Heavy modules are imported by the command that needs them: `check` answers witho
 import argparse
 import errno
 import json
-import logging
 import os
 import signal
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from remote.fence import Superseded
 from remote.rundir import EXIT_SAVED, RunDir
@@ -21,6 +19,7 @@ from trainer.commands import add_all
 from trainer.errors import BadData, BadRecipe, TrainerError
 from trainer.launch import count_gpus, is_rank, launch, leave_with_launcher, ranks_of
 from trainer.nodes import nodes_in
+from trainer.talk import set_up_logging
 
 KINDS = ("nemo", "lhotse", "kaldi", "hf")  # what `prepare from` reads; see trainer/data/foreign.py
 
@@ -31,12 +30,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     args.argv = list(sys.argv[1:] if argv is None else argv)
     try:
-        return int(args.command(args))
+        code = int(args.command(args))
+        sys.stdout.flush()
+        return code
     except TrainerError as e:
         print(e.message, file=sys.stderr)
         if e.hint:
             print(f"→ {e.hint}", file=sys.stderr)
         return e.exit_code
+    except BrokenPipeError:  # whoever read has had enough; what was not done yet stays undone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except OSError as e:
         if e.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -86,7 +90,7 @@ def check(args: argparse.Namespace) -> int:
 
 def plan(args: argparse.Namespace) -> int:
     """What a training will take: memory, steps, hours. No GPU and no weights are needed."""
-    _set_up_logging()
+    set_up_logging()
     from dataclasses import asdict
 
     from trainer.planning import lines_of, make_plan
@@ -133,7 +137,7 @@ def train(args: argparse.Namespace) -> int:
         code = _launched(args, loop.ranks, loop.device, loop.threads)
         if code is not None:
             return code
-    _set_up_logging()
+    set_up_logging()
     from trainer.train import train as run
 
     run(args.file, RunDir(args.run_dir.absolute()), debug=args.debug)
@@ -179,7 +183,7 @@ def _applied(args: argparse.Namespace, command: str) -> int:
         code = _launched(args, args.ranks if some or args.ranks != "auto" else 1, loop.device, loop.threads)
         if code is not None:
             return code
-    _set_up_logging(sys.stderr if getattr(args, "json", False) else sys.stdout)
+    set_up_logging(sys.stderr if getattr(args, "json", False) else sys.stdout)
     from trainer import apply
     from trainer.together import leave
 
@@ -190,7 +194,7 @@ def _applied(args: argparse.Namespace, command: str) -> int:
 
 def average(args: argparse.Namespace) -> int:
     """The mean of several models' weights, adapters merged."""
-    _set_up_logging()
+    set_up_logging()
     from trainer.average import average as run
 
     return run(args)
@@ -200,23 +204,6 @@ def _launched(args: argparse.Namespace, asked: str | int, device: str, threads: 
     """The exit code of this command in as many processes as are asked for; None where that is this one alone."""
     ranks = ranks_of(asked, count_gpus(device), nodes_in(os.environ))
     return launch(args.argv, ranks, threads) if ranks.world > 1 else None
-
-
-def _set_up_logging(stream: Any = None) -> None:
-    """One line an event, on stdout by default, rank 0 alone; libraries speak only when something is wrong."""
-    first = not is_rank() or os.environ.get("RANK", "0") == "0"
-    logging.basicConfig(
-        level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=stream or sys.stdout
-    )
-    logging.getLogger("trainer").setLevel(logging.INFO if first else logging.ERROR)
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-    from transformers.utils import logging as quiet
-
-    quiet.disable_progress_bar()
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -117,9 +117,9 @@ def evaluate(args: argparse.Namespace) -> int:
     print("\n".join([e.as_line() for e in found] if args.json else lines_of(title, found, recipe.eval)))
     if path:
         keep(found, path)
-        if args.run is not None and not args.out and not recipe.data.shuffle_audio:  # the control has others' sound
-            worst = worst_rows(result.rows, recipe.eval)
-            keep_sounds(worst, manifest, RunDir(args.run).sounds, recipe.eval.worst, f"{path.stem}.rows.jsonl")
+        if not recipe.data.shuffle_audio:  # the control has others' sound
+            worst, sounds = worst_rows(result.rows, recipe.eval), path.parent / RunDir(path.parent).sounds.name
+            keep_sounds(worst, manifest, sounds, recipe.eval.worst, f"{path.stem}.rows.jsonl")
         print(f"report: {path}", file=sys.stderr if args.json else sys.stdout)
     if args.out is not None:
         _write_summary(args.out, names, result.report, recipe)

@@ -111,9 +111,9 @@ def test_the_competitions_files_become_a_submission_and_a_report(machine: Machin
             "outputs": [f"kids/{name}.jsonl" for name in ("train", "dev", "dev_small", "test", "submission")],
         },
         {
-            "run": "trainer audit kids/train.jsonl --against kids/dev.jsonl --buckets age_bucket",
-            "inputs": ["kids/train.jsonl"],
-            "outputs": ["kids/train.audit.jsonl"],
+            "run": "trainer audit kids/train.jsonl kids/dev.jsonl kids/test.jsonl --buckets age_bucket",
+            "inputs": ["kids/train.jsonl", "kids/dev.jsonl", "kids/test.jsonl"],
+            "outputs": [f"kids/{name}.audit.jsonl" for name in ("train", "dev", "test")],
         },
     ]
     first = experiment(cli, machine, "kids-a", children_recipe(6), prep=stages)
@@ -132,9 +132,10 @@ def test_the_competitions_files_become_a_submission_and_a_report(machine: Machin
     assert not speakers["train"] & (speakers["dev"] | speakers["test"])
     assert not speakers["dev"] & speakers["test"]
     assert {r["id"] for r in sets["quarantine"]} == raw.broken
-    audited = {r["id"]: r for r in rows(kids / "train.audit.jsonl")}
-    for planted in (raw.clipped, raw.duplicate[0]):
-        assert planted not in audited or audited[planted]["flags"], audited[planted]
+    flags = {r["id"]: r["flags"] for name in ("train", "dev", "test") for r in rows(kids / f"{name}.audit.jsonl")}
+    assert [i for i, found in flags.items() if "clipped" in found] == [raw.clipped]
+    (copied,) = (i for i, found in flags.items() if "duplicate_sound" in found)
+    assert copied in raw.duplicate
 
     # evaluated again on another pod: the number is the training's own, in every age bucket with an interval
     whole = {}
@@ -144,6 +145,7 @@ def test_the_competitions_files_become_a_submission_and_a_report(machine: Machin
         assert whole[name] == run["metrics"]["test/wer"]
         (copy,) = (Path(c) for c in done["copies"])
         assert copy.parent == Path(run["results"]) / "reports"
+        assert list((Path(done["results"]) / "reports" / "audio").glob("*.flac")), "its worst can be listened to"
     trainer(cli, "compare", a["results"], b["results"])
 
     # a submission: the format's ids, in its order

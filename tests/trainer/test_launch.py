@@ -103,3 +103,14 @@ def test_a_training_on_one_rank_starts_no_other_process_and_no_torch(tmp_path: P
     )
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, "-c", code], env=env, check=True, timeout=30)
+
+
+def test_a_reader_that_has_had_enough_is_no_accident() -> None:
+    """`trainer … | head`."""
+    read, write = os.pipe()
+    os.close(read)
+    argv = [sys.executable, "-m", "trainer", "check", "no.yaml", "--json"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with os.fdopen(write, "wb") as gone:
+        done = subprocess.run(argv, stdout=gone, stderr=subprocess.PIPE, env=env, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (1, b"")

@@ -23,6 +23,7 @@ RULES: Mapping[str, Keep] = {  # what the winners of children's speech went by, 
     "WER 0.7, at most 200 characters": Keep(max_wer=0.7, max_chars=200),
 }
 TOLD = ("wer", "cer", "align", "chars_per_s", "snr_db", "silence")  # by median and 90th percentile
+COLUMNS = (("wer", 2), ("cer", 2), ("align", 2), ("chars_per_s", 1), ("snr_db", 0))  # shown, with their digits
 MOST_VALUES = 50  # of a field that are told apart: a bucket a speaker is not a table
 
 
@@ -78,13 +79,16 @@ def failed_by(rule: Keep, tally: Tally) -> np.ndarray:
 
 
 def summary_lines(lines: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The summary as a person reads it."""
-    shown = []
+    """The summary as a person reads it: a column a measure, of which it holds the median and the 90th percentile."""
+    columns = [(name, digits) for name, digits in COLUMNS if any(x.get(f"{name}_median") is not None for x in lines)]
+    width = max([len(x["set"]) for x in lines], default=0) + 2
+    head = f"{'':<{width}} {'utterances':>10} {'hours':>8}" + "".join(f" {name:>15}" for name, _ in columns)
+    shown = [head, f"{'':<{width}} {'':>10} {'':>8}" + " median / 90 %".rjust(16) * len(columns)]
     for line in lines:
-        text = f"  {line['set']:<24} {line['utterances']:>8} utterances {line['hours']:>9.2f} h"
-        for name, digits in (("wer", 2), ("cer", 2), ("align", 2), ("chars_per_s", 1), ("snr_db", 0)):
-            if line.get(f"{name}_median") is not None:
-                text += f"  {name} {line[f'{name}_median']:.{digits}f} / {line[f'{name}_p90']:.{digits}f}"
+        text = f"  {line['set']:<{width - 2}} {line['utterances']:>10} {line['hours']:>8.2f}"
+        for name, digits in columns:
+            low, high = line.get(f"{name}_median"), line.get(f"{name}_p90")
+            text += f" {'–' if low is None else f'{low:.{digits}f} / {high:.{digits}f}':>15}"
         shown.append(text)
         if line["flags"]:
             shown.append("      " + ", ".join(f"{flag} {n}" for flag, n in line["flags"].items()))

@@ -27,9 +27,9 @@ def add(commands: Any) -> None:
 
 def align(args: argparse.Namespace) -> int:
     """0; 1 where nothing could be aligned."""
-    from trainer.__main__ import _set_up_logging
+    from trainer.talk import set_up_logging
 
-    _set_up_logging()
+    set_up_logging()
     from trainer.aligning import align_manifest
     from trainer.commands.audit import Live
     from trainer.errors import BadData

@@ -34,9 +34,9 @@ def add(commands: Any) -> None:
 
 def audit(args: argparse.Namespace) -> int:
     """Write NAME.audit.jsonl and NAME.audit.json for each manifest, and say what they hold."""
-    from trainer.__main__ import _set_up_logging
+    from trainer.talk import set_up_logging
 
-    _set_up_logging()
+    set_up_logging()
     from trainer.aligner import open_aligner
     from trainer.apply import load_trained
     from trainer.audit import listening

@@ -29,9 +29,9 @@ def add(commands: Any) -> None:
 
 def export(args: argparse.Namespace) -> int:
     """Convert, compare, publish."""
-    from trainer.__main__ import _set_up_logging
     from trainer.errors import BadRecipe
     from trainer.exporting.export import export as run
+    from trainer.talk import set_up_logging
 
     defaults = {"quantisation": "float32", "check": None, "utterances": 200, "max_wer_difference": 0.002}
     if args.format == "hf":
@@ -41,7 +41,7 @@ def export(args: argparse.Namespace) -> int:
     for name, value in defaults.items():
         if getattr(args, name) is None:
             setattr(args, name, value)
-    _set_up_logging()
+    set_up_logging()
     run(args, print, _live)
     return 0
 

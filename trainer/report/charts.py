@@ -135,24 +135,24 @@ def bucket_chart(buckets: Sequence[Bucket]) -> "Figure":
     return _with_rows(figure, [f"{label(b.value, 22)}  " for _, b in rows])
 
 
-def difference_chart(rows: Sequence[tuple[str, float, float, float, str]], names: tuple[str, str]) -> "Figure":
-    """A forest, a line a set: (set, points of difference, low, high, said on hover); left of nought b is better."""
+def difference_chart(rows: Sequence[tuple[str, float, float, float, float, str]], names: tuple[str, str]) -> "Figure":
+    """A forest, a line a set: (set, points of difference, low, high, p, said on hover); left of nought b is better."""
     lines = list(enumerate(reversed(rows)))
     kinds = (
-        ("b is better", p.GOOD, lambda low, high: high < 0),
-        ("a is better", p.BAD, lambda low, high: low > 0),
-        ("may be chance", p.BEFORE, lambda low, high: low <= 0 <= high),
+        ("b is better", p.GOOD, lambda points, chance: chance < 0.05 and points < 0),
+        ("a is better", p.BAD, lambda points, chance: chance < 0.05 and points > 0),
+        ("may be chance", p.BEFORE, lambda points, chance: chance >= 0.05 or not points),
     )
     traces = []
     for name, colour, belongs in kinds:
-        mine = [(y, r) for y, r in lines if belongs(r[2], r[3])]
+        mine = [(y, r) for y, r in lines if belongs(r[1], r[4])]
         if not mine:
             continue
         said = name.replace("b is", f"{label(names[1])} is").replace("a is", f"{label(names[0])} is")
         traces.append(
             {"type": "scatter", "mode": "markers", "name": said, "x": [r[1] for _, r in mine],
              "y": [y for y, _ in mine], "marker": {"color": colour, "size": 9}, "hoverinfo": "text",
-             "hovertext": [label(r[4], 200) for _, r in mine],
+             "hovertext": [label(r[5], 200) for _, r in mine],
              "error_x": {"type": "data", "symmetric": False, "array": [r[3] - r[1] for _, r in mine],
                          "arrayminus": [r[1] - r[2] for _, r in mine], "color": colour, "thickness": 2, "width": 0}}
         )  # fmt: skip

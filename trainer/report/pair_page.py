@@ -96,7 +96,7 @@ def _hero(compared: Comparison | None, names: tuple[str, str], why_not: str) -> 
         return el("p", text(why_not), cls="note")
     whole = compared.differences[0]
     points = 100 * whole.difference
-    if whole.low <= 0 <= whole.high:
+    if whole.p >= 0.05 or not points:
         verdict, kind = "No difference that chance alone would not make", "muted"
     else:
         verdict, kind = f"{names[1] if points < 0 else names[0]} is better", "good"
@@ -166,8 +166,8 @@ def _differences(compared: Comparison | None, names: tuple[str, str], figures: F
     few = [d for of in fields.values() if len(of) <= FEW for d in in_order(of, lambda d: d.set.partition("=")[2])]
     many = {field: sorted(of, key=lambda d: d.difference) for field, of in fields.items() if len(of) > FEW}
     note = (
-        f"a is {names[0]}, b is {names[1]}; below nought b is better. The p of a bucket is its own: of twenty buckets "
-        "one is below 0.05 by chance."
+        f"a is {names[0]}, b is {names[1]}; below nought b is better. The p of a bucket allows for how many buckets "
+        "there are (Holm): where chance alone is at work, none of them is below 0.05 in 19 of 20 comparisons."
     )
     first = [compared.differences[0], *few]
     shown: list[Any] = [_forest(first, names, figures), el("p", text(note), cls="muted small"), _lines(first)]
@@ -180,9 +180,9 @@ def _differences(compared: Comparison | None, names: tuple[str, str], figures: F
 def _forest(some: Sequence[Difference], names: tuple[str, str], figures: Figures) -> Markup:
     def said(d: Difference) -> str:
         rates = f"{100 * d.wer_a:.2f} % and {100 * d.wer_b:.2f} %"
-        return f"{_set(d)}: {rates}, p {_p(d.p)}, {count(d.words, 'word')}, {count(d.utterances, 'utterance')}"
+        return f"{_set(d)}: {rates}, p {_p(_chance(d))}, {count(d.words, 'word')}, {count(d.utterances, 'utterance')}"
 
-    drawn = [(_set(d), 100 * d.difference, 100 * d.low, 100 * d.high, said(d)) for d in some]
+    drawn = [(_set(d), 100 * d.difference, 100 * d.low, 100 * d.high, _chance(d), said(d)) for d in some]
     each = "; ".join(f"{_set(d)} {_signed(100 * d.difference)}" for d in some[:12])
     alt = f"Differences of WER in points, {names[1]} minus {names[0]}: {each}."
     return chart(figures, difference_chart(drawn, names), "", alt)
@@ -193,11 +193,16 @@ def _lines(some: Sequence[Difference]) -> Markup:
         [Cell(text(_set(d))), percent(d.wer_a, 2), percent(d.wer_b, 2),
          Cell(_signed(100 * d.difference, 2), d.difference),
          Cell(f"{_signed(100 * d.low)} to {_signed(100 * d.high)}", d.high - d.low),
-         Cell(_p(d.p).removeprefix("= "), d.p), d.better, d.worse, d.words, d.utterances]
+         Cell(_p(_chance(d)).removeprefix("= "), _chance(d)), d.better, d.worse, d.words, d.utterances]
         for d in some
     ]  # fmt: skip
     heads = ["set", "WER a", "WER b", "points", "95 %", "p", "better", "worse", "words", "utterances"]
     return table(heads, rows)
+
+
+def _chance(d: Difference) -> float:
+    """p of the whole corpus, or of a bucket among all buckets."""
+    return d.p if d.set == "all" else d.p_holm
 
 
 def _set(d: Difference) -> str:
