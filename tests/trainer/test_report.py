@@ -335,6 +335,18 @@ def test_of_two_runs_the_page_says_which_is_better_and_how_sure_that_is(run: Run
     assert f"{run.root.name} is better" not in backwards
 
 
+def test_curves_of_two_dev_sets_are_not_held_against_each_other(run: RunDir, tmp_path: Path) -> None:
+    other = make_run(tmp_path, name="other", n_sounds=0, bootstrap=0)
+    note = "not measured on the same dev set"
+    assert note not in page_of(run, other).text
+    dev = other.reports / "dev.jsonl"
+    lines = [json.loads(line) for line in dev.read_text().splitlines()]
+    for line in lines:
+        line["provenance"]["data_sha256"] = "of another manifest"
+    dev.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert note in page_of(run, other).text
+
+
 def test_runs_that_cannot_be_compared_are_still_shown_side_by_side(run: RunDir, tmp_path: Path) -> None:
     other = make_run(tmp_path, name="other", n_sounds=0)
     rows = other.reports / "test-greedy.rows.jsonl"

@@ -83,7 +83,7 @@ def dev_chart(
                     *found[0],
                     f"{said}: best" if len(runs) > 1 else "best",
                     "star",
-                    (p.WARM, p.ACCENT)[n % 2],
+                    p.WARM if len(runs) == 1 else strong,  # of two, each its own
                     len(runs) == 1,
                 )
             )

@@ -226,7 +226,19 @@ def _curves(a: ReadRun, b: ReadRun, names: tuple[str, str], figures: Figures) ->
         shown.append(
             chart(figures, curve_chart(losses, key.removeprefix("loss/")), f"Loss: {key.removeprefix('loss/')}", said)
         )
-    return [el("div", shown, cls="two")] if shown else []
+    alike = len({_dev_set(read) for read in both.values()}) == 1
+    note = "The two were not measured on the same dev set: their curves tell nothing of which is better."
+    return [el("div", shown, cls="two"), *([] if alike else [el("p", note, cls="note")])] if shown else []
+
+
+def _dev_set(read: ReadRun) -> tuple[Any, ...]:
+    """What a run chose its best by, as far as hashes and numbers of words tell."""
+    dev = read.results.dev if read.results else ()
+    if not dev:
+        return ()
+    told = dev[-1]
+    asked = ("data_sha256", "normaliser_sha256")
+    return (*(told.provenance.get(k) for k in asked), told.metrics.get("words"), told.metrics.get("utterances"))
 
 
 def _changed(
