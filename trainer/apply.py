@@ -127,11 +127,18 @@ def evaluate(args: argparse.Namespace) -> int:
 
 
 def _write_summary(folder: Path, names: Sequence[str], report: Report, recipe: Recipe) -> None:
-    """The last word of an evaluation that has a folder of its own, as a training's `reports/summary.json` says it."""
+    """The last word of an evaluation that has a folder of its own, as a training's `reports/summary.json` says it.
+
+    That of a training stays, should somebody name its folder.
+    """
+    path = folder / "summary.json"
+    known = read_json(path)
+    if known is not None and "evaluated" not in known:
+        return
     m, metric = report.metrics, recipe.eval.metric
     headline = f"{metric.upper()} {100 * m[metric]:.2f} % on {', '.join(map(str, names))}"
     headline += f", {m['utterances']:.0f} utterances, normaliser {recipe.eval.normaliser}"
-    write_json(folder / "summary.json", {"headline": headline, "metrics": dict(m)})
+    write_json(path, {"headline": headline, "metrics": dict(m), "evaluated": [str(n) for n in names]})
 
 
 def _before(

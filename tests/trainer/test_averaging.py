@@ -122,7 +122,7 @@ def test_the_running_mean_is_what_is_measured_exported_and_measured_again(corpus
     for place in (["--run", str(run.root)], ["--model", str(run.export)]):
         out = tmp_path / place[0]
         assert main(["evaluate", *place, str(corpus / "test.jsonl"), "--out", str(out)]) == 0
-        assert lines(next(out.glob("*.json")))[-1]["metrics"] == reported
+        assert lines(next(out.glob("evaluate-*.json")))[-1]["metrics"] == reported
 
 
 def test_a_running_mean_changes_no_training_and_is_measured_only_where_that_is_asked(corpus: Path) -> None:
@@ -210,7 +210,7 @@ def test_the_mean_of_two_runs_adapters_is_the_mean_of_their_merged_weights(
     assert not torch.allclose(mean[key], base + 16 * b @ a, atol=1e-3), "which is not what the mean of factors makes"
     WhisperForConditionalGeneration.from_pretrained(out)
     assert main(["evaluate", "--model", str(out), str(corpus / "test.jsonl"), "--out", str(tmp_path / "rows")]) == 0
-    report = json.loads(next((tmp_path / "rows").glob("*.json")).read_text())
+    report = json.loads(next((tmp_path / "rows").glob("evaluate-*.json")).read_text())
     assert report["provenance"]["weights"] == "mean of 2 models"
     assert [m["weights"] for m in report["provenance"]["of"]] == ["step 3", "step 3"]
     assert sorted(p.name for p in tmp_path.iterdir() if p.name.startswith(".mean")) == []

@@ -47,6 +47,16 @@ def reports(run: RunDir) -> list[Path]:
     return sorted(run.reports.glob("evaluate-*.json"))
 
 
+def test_a_folder_of_its_own_gets_a_last_word_and_that_of_a_training_stays(run: RunDir, tmp_path: Path) -> None:
+    of_training = run.summary.read_bytes()
+    for out in (tmp_path / "own", run.reports):
+        assert main(["evaluate", "--run", str(run.root), "--no-before", "--out", str(out)]) == 0
+    said = json.loads((tmp_path / "own" / "summary.json").read_text())
+    assert said["headline"].startswith("WER ")
+    assert said["metrics"]["wer"] == json.loads(of_training)["metrics"]["test/wer"]
+    assert run.summary.read_bytes() == of_training
+
+
 def test_the_first_row_is_the_model_before_training_as_it_was_measured(run: RunDir, capsys: Any) -> None:
     known = lines(run.reports / "test.jsonl")
     assert main(["evaluate", "--run", str(run)]) == 0

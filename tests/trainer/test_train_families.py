@@ -61,7 +61,7 @@ def test_stopped_and_resumed_it_ends_bit_identical_and_its_export_reproduces(
     for place in (["--run", str(tmp_path / "whole")], ["--model", str(tmp_path / "whole" / "export")]):
         out = tmp_path / place[0]
         assert main(["evaluate", *place, str(corpus / "test.jsonl"), "--out", str(out)]) == 0
-        assert lines(next(out.glob("*.json")))[-1]["metrics"] == whole[1]["metrics"]
+        assert lines(next(out.glob("evaluate-*.json")))[-1]["metrics"] == whole[1]["metrics"]
 
 
 def test_any_model_in_the_hub_s_layout_transcribes(corpus: Path, tmp_path: Path, capsys) -> None:
@@ -125,7 +125,7 @@ def test_a_model_that_writes_is_resumed_bit_identical_and_its_export_reproduces(
     for place in (["--run", str(tmp_path / "whole")], ["--model", str(tmp_path / "whole" / "export")]):
         out = tmp_path / place[0]
         assert main(["evaluate", *place, str(corpus / "test.jsonl"), "--out", str(out)]) == 0
-        assert lines(next(out.glob("*.json")))[-1]["metrics"] == whole[1]["metrics"]
+        assert lines(next(out.glob("evaluate-*.json")))[-1]["metrics"] == whole[1]["metrics"]
     (tmp_path / "whole" / "export" / "recipe.json").unlink()
     capsys.readouterr()
     asked = [f"--set=model.{k}={v}" for k, v in ASKED.get(kind, {}).items()]
