@@ -6,6 +6,7 @@ from typing import Any
 
 from trainer.metrics.normalise import normaliser_named
 from trainer.metrics.transcripts import score_transcripts
+from trainer.metrics.wer import aligned
 from trainer.recipe.eval import Eval
 from trainer.task import Row
 
@@ -94,21 +95,15 @@ def difference_lines(parity: Parity, most: int = 10) -> list[str]:
     """The first of them for a person: both texts under each other, word by word."""
     lines = []
     for d in parity.differing[:most]:
-        one, two = aligned(d.ours.split(), d.theirs.split())
+        one, two = beneath(d.ours.split(), d.theirs.split())
         lines += [f"  {d.id}", f"    said   {d.reference}", f"    ours   {one}", f"    theirs {two}"]
     left = len(parity.differing) - most
     return [*lines, f"  … and {left} more"] if left > 0 else lines
 
 
-def aligned(a: Sequence[str], b: Sequence[str]) -> tuple[str, str]:
+def beneath(a: Sequence[str], b: Sequence[str]) -> tuple[str, str]:
     """Two lines of equal width in which equal words stand under each other."""
-    from rapidfuzz.distance import Levenshtein
-
-    pairs: list[tuple[str, str]] = []
-    for op in Levenshtein.opcodes(a, b):
-        left, right = a[op.src_start : op.src_end], b[op.dest_start : op.dest_end]
-        for i in range(max(len(left), len(right))):
-            pairs.append((left[i] if i < len(left) else GAP, right[i] if i < len(right) else GAP))
+    pairs = [(one or GAP, two or GAP) for _, one, two in aligned(a, b)]
     widths = [max(len(x), len(y)) for x, y in pairs]
     one, two = (" ".join(p[side].ljust(w) for p, w in zip(pairs, widths, strict=True)).rstrip() for side in (0, 1))
     return one, two

@@ -55,8 +55,7 @@ def worst_lines(rows: Iterable[Row], how: Eval, width: int = WIDTH) -> list[str]
     lines: list[str] = []
     for row in rows:
         pairs = aligned(apply(row["reference"]).split(), apply(row["text"]).split())
-        kinds = [kind for kind, _, _ in pairs]
-        counts = "  ".join(f"{k} {kinds.count(k)}" for k in "SDI")
+        counts = "  ".join(f"{k} {sum(kind == k for kind, _, _ in pairs)}" for k in "SDI")
         where = ", ".join(f"{k}={v}" for k, v in row.get("buckets", {}).items())
         about = [f"{row['duration_s']:.1f} s" if "duration_s" in row else "", where, row.get("reason", "")]
         lines += [cut("  ".join([f"  {row['id']}  {counts}", *filter(None, about)]), width)]

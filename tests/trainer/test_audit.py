@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from support.speech import RATE, ctc_dict, make_corpus, recipe_dict, tone, write_experiment, write_manifest
 
 from trainer.__main__ import main
-from trainer.audit.measures import clipped_share, frame_levels_db, measure_sound
+from trainer.audit.measures import clipped_share, measure_sound
 from trainer.audit.rates import FASTEST, SLOWEST, limits_of
 from trainer.audit.scripts import scripts_in, scripts_of
 from trainer.audit.texts import odd_in
+from trainer.data.levels import frame_levels_db
 from trainer.errors import AudioError
 from trainer.recipe.flags import FLAGS
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer.metrics.transcripts import score_transcripts
-from trainer.parity import GAP, aligned, compare_texts, difference_lines
+from trainer.parity import GAP, beneath, compare_texts, difference_lines
 from trainer.recipe.eval import Eval
 
 HOW = Eval(normaliser="basic", every_steps=1)
@@ -65,13 +65,13 @@ WORDS = st.lists(st.sampled_from(["a", "bb", "ccc", "<|x|>", "日本"]), max_siz
 
 @given(WORDS, WORDS)
 def test_an_aligned_pair_holds_every_word_of_both_in_order(a: list[str], b: list[str]) -> None:
-    one, two = aligned(a, b)
+    one, two = beneath(a, b)
     assert [w for w in one.split() if w != GAP] == a
     assert [w for w in two.split() if w != GAP] == b
     assert len(one.split()) == len(two.split())
 
 
 def test_equal_words_stand_under_each_other() -> None:
-    one, two = aligned(["one", "two", "three"], ["one", "three"])
+    one, two = beneath(["one", "two", "three"], ["one", "three"])
     assert one == "one two three"
     assert two == "one ·   three"

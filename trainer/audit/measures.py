@@ -9,12 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from trainer.data.audio import RATE, read_sound, resampled
+from trainer.data.levels import FLOOR_DB, frame_levels_db, loud_and_quiet_db
 from trainer.data.pcm import rounded
 
-FRAME_S = 0.02  # about a pitch period or two: shorter frames would call the valleys of a low voice quiet
-FLOOR_DB = -96.0  # of 16 bits: nothing measured here is quieter
-LOUD_SHARE = 0.95  # the level that 5 % of the frames exceed is that of speech: one click does not move it
-QUIET_SHARE = 0.10  # and 10 % lie below that of the background, pauses between words being more than that
 QUIET_BELOW_LOUD_DB = 30.0  # frames so far below speech hold none: unvoiced consonants lie 10 to 25 dB below vowels
 QUIET_DB = -60.0  # dBFS: quieter is no speech that a microphone was meant to hear, whatever else is there
 FULL_SCALE = 0.999  # 16-bit clipping ends at 32767/32768; a codec between moves it a little
@@ -41,7 +38,7 @@ def measure_sound(path: str, start_s: float, duration_s: float) -> Sound:
     heard = rounded(resampled(wave_T, rate, path, start_s, duration_s))
     digest = hashlib.sha256(f"{RATE} {heard.exponent} ".encode() + heard.samples_T.tobytes())
     levels_F = frame_levels_db(wave_T, rate)
-    loud, quiet = (float(np.quantile(levels_F, share)) for share in (LOUD_SHARE, QUIET_SHARE))
+    loud, quiet = loud_and_quiet_db(levels_F)
     is_quiet_F = levels_F < max(QUIET_DB, loud - QUIET_BELOW_LOUD_DB)
     return Sound(
         sha256=digest.hexdigest(),
@@ -52,15 +49,6 @@ def measure_sound(path: str, start_s: float, duration_s: float) -> Sound:
         clipping=clipped_share(sound_TC),
         is_silent=loud < QUIET_DB,
     )
-
-
-def frame_levels_db(wave_T: np.ndarray, rate: int) -> np.ndarray:
-    """The level of every 20 ms, (F,); what is left at the end counts where it is all there is."""
-    size = max(1, round(FRAME_S * rate))
-    n = len(wave_T) // size
-    frames_FT = wave_T[: n * size].reshape(n, size) if n else wave_T[None, :]
-    power_F = np.mean(np.square(frames_FT, dtype=np.float64), axis=1)
-    return np.maximum(10 * np.log10(np.maximum(power_F, 1e-12)), FLOOR_DB)
 
 
 def clipped_share(sound_TC: np.ndarray) -> float:

@@ -2,18 +2,16 @@
 
 import hashlib
 import io
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from trainer.data.audio import decoded
+from trainer.data.levels import frame_levels_db, loud_and_quiet_db
 from trainer.errors import AudioError
 
-FRAME_S = 0.02
-LOUD, QUIET = 95, 10  # percentiles of the frames' energies: speech, and what lies between the words
-FLOOR = 1e-10  # -100 dBFS: below it there is no noise, only rounding
+FEWEST = 3  # frames that an estimate of the noise needs
 QUIET_DB, NOISY_DB = 30.0, 15.0  # edges of the bucket `noise`: from here on quiet; below this noisy
 
 
@@ -45,17 +43,12 @@ def hear(path: str) -> Heard:
 
 
 def snr_db(wave_T: np.ndarray, rate: int) -> float | None:
-    """The energy of the loud 20 ms frames (95th percentile) over that of the quiet ones (10th), in dB, at most 100.
-
-    An estimate: where nobody pauses, the quiet frames are speech, and it says too little.
-    """
-    frame = max(1, round(FRAME_S * rate))
-    n = len(wave_T) // frame
-    if n < 3:
+    """How far what is loud stands above what is quiet, dB (`trainer.data.levels`); None below three frames."""
+    levels_F = frame_levels_db(wave_T, rate)
+    if len(levels_F) < FEWEST:
         return None
-    energies = np.square(wave_T[: n * frame], dtype=np.float64).reshape(n, frame).mean(1)
-    loud, quiet = np.percentile(energies, (LOUD, QUIET))
-    return round(min(100.0, 10 * math.log10(max(loud, FLOOR) / max(quiet, FLOOR))), 1)
+    loud, quiet = loud_and_quiet_db(levels_F)
+    return round(loud - quiet, 1)
 
 
 def noise_of(snr: float | None) -> str:

@@ -4,8 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from statistics import NormalDist
+from typing import Literal
 
 import numpy as np
+
+Kind = Literal["=", "S", "D", "I"]  # of an edit: none, substituted, deleted, inserted
 
 
 @dataclass(frozen=True)
@@ -45,15 +48,15 @@ def count_errors(reference: Sequence[str], hypothesis: Sequence[str]) -> Errors:
     return Errors(kinds.count("replace"), kinds.count("delete"), kinds.count("insert"), len(reference))
 
 
-def aligned(reference: Sequence[str], hypothesis: Sequence[str]) -> list[tuple[str, str, str]]:
+def aligned(reference: Sequence[str], hypothesis: Sequence[str]) -> list[tuple[Kind, str, str]]:
     """The same edits word by word: (=, S, D or I; the word said; the word heard), "" where one of them is not."""
     from rapidfuzz.distance import Levenshtein
 
-    found: list[tuple[str, str, str]] = []
+    kinds: dict[str, Kind] = {"equal": "=", "replace": "S", "delete": "D", "insert": "I"}
+    found: list[tuple[Kind, str, str]] = []
     for op in Levenshtein.opcodes(reference, hypothesis):
         said, heard = reference[op.src_start : op.src_end], hypothesis[op.dest_start : op.dest_end]
-        kind = {"equal": "=", "replace": "S", "delete": "D", "insert": "I"}[op.tag]
-        found += [(kind, one, other) for one, other in zip_longest(said, heard, fillvalue="")]
+        found += [(kinds[op.tag], one, other) for one, other in zip_longest(said, heard, fillvalue="")]
     return found
 
 

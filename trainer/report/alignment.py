@@ -3,12 +3,12 @@
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 from trainer.metrics.normalise import Normaliser
+from trainer.metrics.wer import Kind, aligned
 from trainer.task import Row
 
-Kind = Literal["=", "S", "D", "I"]
 T = TypeVar("T")
 
 
@@ -44,18 +44,7 @@ class Aligned:
 
 def align(said: Sequence[str], heard: Sequence[str]) -> list[Pair]:
     """A shortest way from the one to the other: as many errors as `count_errors` says."""
-    from rapidfuzz.distance import Levenshtein
-
-    pairs: list[Pair] = []
-    for op in Levenshtein.opcodes(said, heard):
-        of_said, of_heard = said[op.src_start : op.src_end], heard[op.dest_start : op.dest_end]
-        if op.tag == "equal":
-            pairs += [Pair("=", a, b) for a, b in zip(of_said, of_heard, strict=True)]
-        elif op.tag == "replace":
-            pairs += [Pair("S", a, b) for a, b in zip(of_said, of_heard, strict=True)]
-        else:
-            pairs += [Pair("D", a, "") for a in of_said] + [Pair("I", "", b) for b in of_heard]
-    return pairs
+    return [Pair(*edit) for edit in aligned(said, heard)]
 
 
 def align_rows(rows: Iterable[Row], normaliser: Normaliser) -> list[Aligned]:
