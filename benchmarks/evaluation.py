@@ -86,7 +86,10 @@ def _trained(args: argparse.Namespace, place: Path) -> tuple[Path, Path]:
 
     make_whisper(place / "fresh", QUICK if args.quick else SHAPE)
     n_train, n_test = (64, 12) if args.quick else (4000, 200)
-    train = sentences(place, n_train, 0, "train")
+    of_clips = args.utterances is not None  # it hears in training what it will be asked
+    train = (
+        clips_of_one_length(place, n_train, CLIP_S, 0, "train") if of_clips else sentences(place, n_train, 0, "train")
+    )
     test = clips_of_one_length(place, args.utterances, CLIP_S, 1, "test") if args.utterances else None
     test = test or sentences(place, n_test, 1, "test")
     sentences(place, 1, 2, "dev")
