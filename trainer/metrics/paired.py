@@ -8,11 +8,10 @@ import numpy as np
 
 from trainer.errors import BadData
 from trainer.metrics.normalise import Normaliser, normaliser_named
-from trainer.metrics.wer import Errors, count_errors, percentiles, pooled
+from trainer.metrics.wer import Errors, count_errors, pooled, spread, unit_of
 from trainer.recipe.eval import Eval
 from trainer.task import Row
 
-FEWEST_SPEAKERS = 20  # from here on speakers are resampled, as in trainer.metrics.wer.interval
 FEWEST_FLIPS = 1000  # behind p, whatever the recipe says of intervals
 ALL_FLIPS = 12  # units that moved: up to here every combination of signs is counted, 4096 of them
 
@@ -147,7 +146,7 @@ def holm(ps: Sequence[float]) -> list[float]:
 
 
 def _difference(name: str, pairs: Sequence[Pair], n_resamples: int, seed: int = 0) -> Difference:
-    unit = "speakers" if len({p.speaker for p in pairs}) >= FEWEST_SPEAKERS else "utterances"
+    unit = unit_of([p.speaker for p in pairs])
     sums: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(2))  # of a unit: b's errors beyond a's, reference words
     for p in pairs:
         sums[p.speaker if unit == "speakers" else p.id] += (p.gained, p.errors_a.length)
@@ -157,8 +156,7 @@ def _difference(name: str, pairs: Sequence[Pair], n_resamples: int, seed: int = 
     low = high = difference
     rng = np.random.default_rng(seed)
     if n_resamples:
-        drawn = np.stack([units[rng.integers(0, len(units), len(units))].sum(axis=0) for _ in range(n_resamples)])
-        low, high = (float(x) for x in np.percentile(drawn[:, 0] / np.maximum(1, drawn[:, 1]), percentiles(len(units))))
+        low, high = spread(units, n_resamples, rng)
     return Difference(
         set=name,
         wer_a=whole_a.rate,

@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 
+FEWEST_SPEAKERS = 20  # from here on speakers are resampled
 Kind = Literal["=", "S", "D", "I"]  # of an edit: none, substituted, deleted, inserted
 
 
@@ -75,16 +76,26 @@ def interval(
     if not errors or n_resamples == 0:
         rate = pooled(errors).rate
         return rate, rate, "nothing"
-    unit = "speakers" if len(set(groups)) >= 20 else "utterances"
+    unit = unit_of(groups)
     keys = list(groups) if unit == "speakers" else [str(i) for i in range(len(errors))]
     place = {k: i for i, k in enumerate(dict.fromkeys(keys))}
     sums = np.zeros((len(place), 2))
     for key, e in zip(keys, errors, strict=True):
         sums[place[key]] += (e.total, e.length)
-    rng = np.random.default_rng(seed)
-    drawn = np.stack([sums[rng.integers(0, len(sums), size=len(sums))].sum(axis=0) for _ in range(n_resamples)])
-    low, high = np.percentile(drawn[:, 0] / np.maximum(1, drawn[:, 1]), percentiles(len(sums)))
-    return float(low), float(high), unit
+    return *spread(sums, n_resamples, np.random.default_rng(seed)), unit
+
+
+def unit_of(speakers: Sequence[str]) -> str:
+    """What is resampled: speakers, where there are enough of them, or utterances."""
+    return "speakers" if len(set(speakers)) >= FEWEST_SPEAKERS else "utterances"
+
+
+def spread(sums_U2: np.ndarray, n_resamples: int, rng: np.random.Generator) -> tuple[float, float]:
+    """The 95 % interval of errors by reference words, the two columns of U units that are resampled."""
+    n = len(sums_U2)
+    drawn = np.stack([sums_U2[rng.integers(0, n, size=n)].sum(axis=0) for _ in range(n_resamples)])
+    low, high = np.percentile(drawn[:, 0] / np.maximum(1, drawn[:, 1]), percentiles(n))
+    return float(low), float(high)
 
 
 def percentiles(n_units: int) -> tuple[float, float]:
