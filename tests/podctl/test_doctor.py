@@ -372,8 +372,11 @@ def test_the_machine_of_an_experiment_is_examined(cli: Cli, machine: Machine):
 def test_a_living_run_there_is_named(cli: Cli, machine: Machine):
     path = cli.experiment("sleep 60", provider="ssh", **machine.pod_section)
     assert cli("train", "-c", path, "--yes", "--detach").code == 0
-    done = cli("doctor", "-c", path)
-    assert f"runs there already: {cli.events()[0]['run']}" in done.stdout
+    done = cli("doctor", "-c", path, "--json")
+    (found,) = [line for line in done.lines if line.get("about") == "runs"]
+    named = found["text"].removeprefix("runs there already: ").split(", ")
+    assert cli.events()[0]["run"] in named, "beside whatever else runs on this machine"
+    assert found["fix"].endswith(f"stop {named[0]}")
     assert cli("stop").code == 0
 
 
