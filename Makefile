@@ -8,6 +8,9 @@ ifneq ($(DIGITS),)
 export SPOKEN_DIGITS_DIR ?= $(abspath $(DIGITS))
 endif
 
+# images often set it: then every start of every command compiles the project anew, 10 to 15 % of what the tests cost
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test check env system slow e2e chaos curves same-bits bench image image-push image-run docs clean
 

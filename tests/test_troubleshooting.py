@@ -1,6 +1,7 @@
 """The page of messages quotes what the code says."""
 
 import ast
+import functools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,6 +33,7 @@ def quoted() -> list[str]:
     return [message for cell in rows for message in re.findall(r"`([^`]+)`", cell)]
 
 
+@functools.cache
 def texts() -> list[str]:
     """Every text in the code, `…` for what is filled in."""
     found = []
@@ -63,13 +65,10 @@ def says(text: str, message: str) -> bool:
     return bool(words) and re.search(".*".join(words), text, re.S) is not None
 
 
-ALL = texts()
-
-
 @pytest.mark.parametrize("message", quoted())
 def test_every_message_on_the_page_is_one_of_the_code(message: str) -> None:
     candidates = [message, *(message.split(" → ")[:1])]
-    assert any(says(text, m) for m in candidates for text in ALL), f"nothing says: {message}"
+    assert any(says(text, m) for m in candidates for text in texts()), f"nothing says: {message}"
 
 
 def test_every_error_says_what_to_type_or_is_on_the_page() -> None:
@@ -90,7 +89,7 @@ def without_hint(tree: ast.Module) -> Iterator[str]:
 
 
 def test_the_check_can_fail() -> None:
-    assert not any(says(text, "a sentence that nobody ever wrote") for text in ALL)
+    assert not any(says(text, "a sentence that nobody ever wrote") for text in texts())
     assert says("the disk is full: step … could not", "the disk is full: step … could")
     assert not says("could not: the disk is full", "the disk is full: … could")
     assert list(without_hint(ast.parse("Busy(f'{x} is busy'); Busy('a', 'b')"))) == [f"{GAP} is busy"]

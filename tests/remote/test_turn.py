@@ -241,7 +241,8 @@ def test_a_queued_run_waits_until_the_runs_before_it_are_gone(pod):
     let_go(pod)
     second.wait_for("up")
     assert "✓ its turn after" in second.log
-    assert (second.status.state, second.status.phase) == (RUNNING, "train")
+    wait_for_phase(second, "train")  # the status is written beside the job, not before its first word
+    assert second.status.state == RUNNING
     assert pod.volume.current_log.resolve() == second.run.log
     third.wait_for("waiting for second on this machine")
     let_go(second)
