@@ -14,7 +14,7 @@ from remote.files import write_json
 from trainer.aligned import Alignment
 from trainer.aligner import Aligner, open_aligner
 from trainer.audit.listening import told
-from trainer.audit.opening import Opened, beside, data_of, open_whole
+from trainer.audit.opening import Opened, beside, check_out, data_of, open_whole
 from trainer.audit.written import Lines, lines_into, rounded
 from trainer.data.audited import Places, keys_of
 from trainer.data.health import kind_of
@@ -62,7 +62,11 @@ def align_manifest(
 ) -> Done:
     """Rows of the alignment; with `longest_s` also a manifest without anything longer. Raises BadData, BadRecipe."""
     data, rest = data_of(sets)
+    if out is not None:
+        check_out(out, [])
     opened = open_whole(name, data)
+    if out is not None:
+        check_out(out, [opened.path, beside(opened.path, "split"), beside(opened.path, "split.quarantine")])
     aligner = open_aligner(model, rest)
     manifest = opened.manifest
     among = np.arange(len(manifest))

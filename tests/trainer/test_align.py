@@ -302,11 +302,20 @@ def test_a_piece_s_name_that_is_taken_is_refused_and_nothing_is_written(tmp_path
         (["--split", "0"], "is no length"),
         (["--min-align", "1"], "above 0"),
         (["--set", "data.feilds=1"], "did you mean"),
+        (["--out", "x.json"], "is not a .jsonl file"),
+        (["--out", "train.jsonl"], "would write over it"),
+        (["--split", "3", "--out", "train.split.jsonl"], "would write over it"),
     ],
 )
-def test_what_is_asked_wrongly_is_named(tmp_path: Path, model: Path, capsys, more: list[str], says: str) -> None:
-    assert main(["align", str(make_corpus(tmp_path, 1)), "--model", str(model), *more]) == 2
+def test_what_is_asked_wrongly_is_named(
+    tmp_path: Path, model: Path, capsys, monkeypatch, more: list[str], says: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = make_corpus(tmp_path, 1)
+    before = path.read_bytes()
+    assert main(["align", str(path), "--model", str(model), *more]) == 2
     assert says in capsys.readouterr().err
+    assert path.read_bytes() == before
 
 
 def test_a_model_without_ctc_is_refused(tmp_path: Path, capsys) -> None:

@@ -216,6 +216,8 @@ def test_the_rules_of_a_recipe_read_what_the_audit_wrote(planted: Path, tmp_path
         (["ONE", "--rows", "gone.jsonl"], "there are no rows"),
         (["ONE", "--rows", "ONE"], ""),
         (["ONE", "--out", "x.txt"], "is not a .jsonl file"),
+        (["ONE", "--out", "ONE"], "would write over it"),
+        (["ONE", "--against", "TWO", "--out", "TWO"], "would write over it"),
         (["ONE", "TWO", "--out", "x.jsonl"], "--out is for one manifest"),
         (["ONE", "--normaliser", "bassic"], "did you mean basic"),
         (["ONE", "--set", "data.fileds={a: b}"], "did you mean fields"),
@@ -227,10 +229,12 @@ def test_what_is_asked_wrongly_is_one_sentence_and_nothing_is_written(
 ) -> None:
     names = {"ONE": str(make_corpus(tmp_path, 2, name="one")), "TWO": str(make_corpus(tmp_path, 2, name="two"))}
     names["TWICE"] = str(write_manifest(tmp_path / "twice.jsonl", [{"id": "a", "text": "x"}] * 2))
+    before = {name: Path(path).read_bytes() for name, path in names.items()}
     code = main(["audit", *(names.get(a, a) for a in argv)])
     said = capsys.readouterr().err
     assert (code == 2 and says in said and ("→" in said or "did you mean" in said)) if says else code == 0
     assert says == "" or not list(tmp_path.glob("*.audit.*"))
+    assert {name: Path(path).read_bytes() for name, path in names.items()} == before
 
 
 def test_an_audit_that_is_cut_short_leaves_the_old_one(planted: Path, tmp_path: Path) -> None:

@@ -69,6 +69,17 @@ def open_whole(name: str, data: Data) -> Opened:
     return Opened(name, path, manifest, sha256)
 
 
+def check_out(out: Path, taken: Sequence[Path]) -> None:
+    """Raises BadData where what is written would lie over what is read, or over its own summary."""
+    if out.suffix != ".jsonl":
+        raise BadData(f"{out} is not a .jsonl file", "name it so: its summary becomes the .json beside it")
+    if out.resolve() in {path.resolve() for path in taken}:
+        raise BadData(
+            f"{out} is needed as it is: --out would write over it",
+            "name another file, or leave --out away: it lies beside the manifest",
+        )
+
+
 def beside(path: Path, what: str) -> Path:
     """`NAME.WHAT.jsonl` for `NAME.jsonl`."""
     return path.with_name(f"{path.name.removesuffix('.jsonl')}.{what}.jsonl")

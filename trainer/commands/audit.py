@@ -43,7 +43,7 @@ def audit(args: argparse.Namespace) -> int:
     from trainer.audit.agreement import read_heard
     from trainer.audit.corpus import known_corpus, usual_fields
     from trainer.audit.duplicates import elsewhere
-    from trainer.audit.opening import beside, open_whole
+    from trainer.audit.opening import beside, check_out, open_whole
     from trainer.audit.run import Auditor, Witnesses, flags_looked_for, sounds_of, thresholds
     from trainer.audit.summary import summary_lines
     from trainer.errors import BadData
@@ -54,10 +54,13 @@ def audit(args: argparse.Namespace) -> int:
         raise BadData(
             f"--out is for one manifest, these are {len(names)}", "leave it out: each has its audit beside it"
         )
-    if args.out is not None and args.out.suffix != ".jsonl":
-        raise BadData(f"{args.out} is not a .jsonl file", "name it so: its summary becomes the .json beside it")
+    if args.out is not None:
+        check_out(args.out, [])
     opened = [open_whole(name, data) for name in names]
     others = [open_whole(name, data) for name in against]
+    if args.out is not None:
+        heard_paths = [args.rows] if args.rows else [beside(o.path, "heard") for o in opened]
+        check_out(args.out, [*(o.path for o in (*opened, *others)), *heard_paths])
     live = Live()
     heard, about, own_normaliser = None, {}, ""
     if args.rows:
