@@ -113,6 +113,17 @@ def test_what_cannot_be_even_is_named_with_its_reason() -> None:
     assert any("1 groups of 60 to 60" in str(m) or "it lies in 1 groups" in str(m) for m in made.misses)
 
 
+@pytest.mark.parametrize("share", [0.05, 0.2, 0.3, 0.45])
+def test_few_groups_leave_no_set_empty(share: float) -> None:
+    made = split({"a": {"x": 1}, "b": {"x": 1}, "c": {"x": 8}}, dev=0.1, test=share, seed=0)
+    assert sorted(made.of.values()) == ["dev", "test", "train"]
+    for seed in range(30):
+        rng = random.Random(seed)
+        groups = {f"g{i}": {"x": rng.randint(1, 9), "y": rng.randint(0, 9)} for i in range(3 + seed % 4)}
+        made = split(groups, dev=share, test=share, seed=seed)
+        assert set(made.of.values()) == {"dev", "test", "train"}, groups
+
+
 def test_few_large_groups_still_make_three_sets() -> None:
     made = split({"a": {"x": 100}, "b": {"x": 90}, "c": {"x": 110}}, dev=0.05, test=0.05, seed=3)
     assert sorted(made.of.values()) == ["dev", "test", "train"]

@@ -78,9 +78,10 @@ def split(
     buckets = sorted({b for c in filled.values() for b, n in c.items() if n})
     of = dict.fromkeys(groups, "train")
     totals = np.array([sum(c.get(b, 0) for c in filled.values()) for b in buckets], float)
-    for name, share in wanted.items():
+    for later, (name, share) in zip(range(len(wanted), 0, -1), wanted.items(), strict=True):
         left = [g for g in filled if of[g] == "train"]
-        of |= dict.fromkeys(_chosen(filled, left, buckets, share * totals, f"{seed}/{name}", tolerance), name)
+        chosen = _chosen(filled, left, buckets, share * totals, f"{seed}/{name}", tolerance, len(left) - later)
+        of |= dict.fromkeys(chosen, name)
     return Split(of, list(_misses(of, filled, buckets, totals, tolerance)))
 
 
@@ -117,12 +118,13 @@ def _chosen(
     need_B: np.ndarray,
     seed: str,
     tolerance: float,
+    most: int,
 ) -> list[str]:
     """The groups that make up a set: of one order of the hash, of the best of some where groups are few."""
     best: tuple[float, list[str]] | None = None
     for turn in range(ORDERS if len(left) <= FEW else 1):
         order = ranked(left, f"{seed}/{turn}" if turn else seed)
-        aim = _Aim(np.array([[groups[g].get(b, 0) for b in buckets] for g in order], np.int64), need_B, tolerance)
+        aim = _Aim(np.array([[groups[g].get(b, 0) for b in buckets] for g in order], np.int64), need_B, tolerance, most)
         taken = aim.repaired(aim.first_fit())
         wrong = aim.wrong_of(taken)
         if best is None or wrong < best[0] - 1e-12:
@@ -140,6 +142,7 @@ class _Aim:
     counts_GB: np.ndarray
     need_B: np.ndarray  # utterances a bucket
     tolerance: float
+    most: int  # groups that it may take: each other set needs one
 
     def first_fit(self) -> list[int]:
         """In the order of the groups, whatever is not too much in any bucket."""
@@ -150,6 +153,8 @@ class _Aim:
             if all(h + c <= m for h, c, m in zip(have, counts, most, strict=True)):
                 have = [h + c for h, c in zip(have, counts, strict=True)]
                 taken.append(i)
+            if len(taken) == self.most:
+                break
         return taken or [int(np.argmin(self.counts_GB.sum(1)))]  # each is more than was asked for: the smallest
 
     def repaired(self, taken: Sequence[int]) -> list[int]:
@@ -165,6 +170,8 @@ class _Aim:
             have_B = self.counts_GB[list(inside)].sum(0)
             best, move = float(self._wrongs(have_B[None])[0]), None
             for out in (None, *members):
+                if out is None and len(inside) >= self.most:
+                    continue
                 base_B = have_B if out is None else have_B - self.counts_GB[out]
                 tried = self._wrongs(np.concatenate([base_B[None], base_B + self.counts_GB[others]]))
                 at = int(tried.argmin())
