@@ -1,6 +1,7 @@
 """From the competition's files to sets that share no speaker: nothing is lost, nothing is believed."""
 
 import json
+import math
 import shutil
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -15,7 +16,7 @@ from support.speech import recipe_dict, write_experiment
 
 from trainer.__main__ import main
 from trainer.data.audio import RATE, read_audio
-from trainer.data.children import Row, group_rows
+from trainer.data.children import Row, group_rows, row_of
 from trainer.data.manifest import open_manifests
 from trainer.data.sounds import noise_of, snr_db
 from trainer.recipe.data import Data
@@ -287,6 +288,13 @@ def test_what_is_prepared_trains_a_model_whose_answer_can_be_handed_in(tmp_path:
     assert list(said) == list(children.test)
     right = sum(said[i] == text for i, text in children.test.items())
     assert right >= 30, f"{right} of 40"
+
+
+def test_a_child_is_the_same_one_as_a_number_a_float_and_a_text() -> None:
+    """A table with gaps in a column of numbers writes 7.0 and NaN."""
+    raw = {"utterance_id": "a", "audio_path": "a.wav", "orthographic_text": "low"}
+    found = [row_of({**raw, "child_id": c, "session_id": c}, "s", "s:1") for c in (7, 7.0, "7", math.nan, math.inf)]
+    assert [(r.child, r.session) for r in found if isinstance(r, Row)] == [("7", "7")] * 3 + [("", "")] * 2
 
 
 def row(id: str, child: str = "", session: str = "", source: str = "s") -> Row:

@@ -194,4 +194,6 @@ class _Joined:
 
 
 def _text(value: Any) -> str:
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # a column of numbers with gaps is written as 7.0
     return str(value).strip() if isinstance(value, str | int) and not isinstance(value, bool) else ""
