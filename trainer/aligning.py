@@ -18,6 +18,7 @@ from trainer.audit.opening import Opened, beside, check_out, data_of, open_whole
 from trainer.audit.written import Lines, lines_into, rounded
 from trainer.data.audited import Places, keys_of
 from trainer.data.health import kind_of
+from trainer.data.manifest import REPEATED
 from trainer.errors import BadData
 from trainer.recipe.data import Data
 from trainer.splitting import EDGE_SCORE, MARGIN_S, Piece, split
@@ -141,7 +142,7 @@ def _write_split(
     """Each row of the manifest as it is, or its pieces, or a line in quarantine: in the manifest's order."""
     done = Split()
     names = {ours: data.fields.get(ours, ours) for ours in ("id", "text", "start_s", "duration_s")}
-    unusable = {b.id: b.reason for b in opened.manifest.bad}
+    unusable = {b.id: b.reason for b in opened.manifest.bad if b.reason != REPEATED}
     _check_new_ids(opened, pieces)
     met: set[str] = set()
     with ExitStack() as stack:
@@ -160,11 +161,11 @@ def _write_split(
             id = str(raw.get(names["id"]) or "")
             words = str(raw.get(names["text"]) or "").split()
             done.words_in += len(words)
-            if id in met:
-                drop(raw, unusable.get(id, "this id stands in the manifest twice"), len(words))
-                continue
-            if (id or place) in unusable and id not in pieces:
+            if (id or place) in unusable:  # all rows of the id: which of them was aligned is not known
                 drop(raw, unusable[id or place], len(words))
+                continue
+            if id in met:
+                drop(raw, REPEATED, len(words))
                 continue
             met.add(id)
             mine = pieces.get(id)

@@ -22,6 +22,7 @@ from trainer.align import best_path, words_of
 from trainer.aligned import Alignment, Spoken
 from trainer.aligner import Aligner, open_aligner, words_in
 from trainer.apply import Trained
+from trainer.data.manifest import REPEATED
 from trainer.machine import Machine, placed
 from trainer.pauses import with_pauses
 from trainer.recipe.load import parse_recipe
@@ -284,6 +285,27 @@ def test_no_word_is_lost_when_recordings_are_cut(tmp_path: Path, model: Path, ca
     assert all(r["duration_s"] <= 3 for r in out)
     said = capsys.readouterr().out
     assert f"{n_in} words in" in said
+
+
+def test_of_equal_ids_the_first_is_kept_and_one_that_may_be_meant_otherwise_is_not_cut(
+    tmp_path: Path, model: Path, capsys
+) -> None:
+    path = make_corpus(tmp_path, 2)
+    short = rows_of(path)
+    words = ["low", "mid", "high"] * 20
+    soundfile.write(tmp_path / "long.wav", tone(words), RATE)
+    long = {"id": "long", "audio": "long.wav", "duration_s": 12.0, "text": " ".join(words)}
+    gone = {**long, "audio": "gone.wav", "text": "other words of another recording"}
+    write_manifest(path, [short[0], short[0], gone, long, short[1], {**long, "id": "fine"}, {**long, "id": "fine"}])
+    assert main(["align", str(path), "--model", str(model), "--split", "3"]) == 0
+    out, dropped = rows_of(tmp_path / "train.split.jsonl"), rows_of(tmp_path / "train.split.quarantine.jsonl")
+    assert [r for r in out if not r["id"].startswith("fine-")] == short
+    assert [r["reason"] for r in dropped if r["id"] == short[0]["id"]] == [REPEATED]
+    assert [r["text"] for r in dropped if r["id"] == "long"] == [gone["text"], long["text"]]
+    assert all("gone.wav" in r["reason"] for r in dropped if r["id"] == "long")
+    pieces = sorted((r for r in [*out, *dropped] if r["id"].startswith("fine-")), key=lambda r: r["id"])
+    assert " ".join(r["text"] for r in pieces) == long["text"]
+    assert "words in" in capsys.readouterr().out
 
 
 def test_a_piece_s_name_that_is_taken_is_refused_and_nothing_is_written(tmp_path: Path, model: Path, capsys) -> None:

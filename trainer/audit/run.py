@@ -21,7 +21,7 @@ from trainer.audit.summary import Tally, summarise
 from trainer.audit.written import lines_into
 from trainer.data.audited import side_of
 from trainer.data.health import reasons_of
-from trainer.data.manifest import Manifest
+from trainer.data.manifest import REPEATED, Manifest
 from trainer.data.pool import decoders
 from trainer.errors import AudioError
 from trainer.recipe.flags import FLAGS
@@ -69,7 +69,7 @@ class Auditor:
                 tally.add(position, row)
                 lines.add(row)
                 self.live(opened.name, position + 1, len(manifest))
-            for id, reason in {b.id: b.reason for b in manifest.bad if not _is_repeated(b)}.items():
+            for id, reason in {b.id: b.reason for b in manifest.bad if b.reason != REPEATED}.items():
                 lines.add({"id": id, "flags": ["unreadable"], "reason": reason})  # what never became an utterance
         summary: dict[str, Any] = {
             "manifest": opened.name,
@@ -195,10 +195,6 @@ def _twin(example: Example) -> int:
     """The same for the same words in the same time, to a hundredth of a second."""
     what = f"{' '.join(example.text.lower().split())}/{example.duration_s:.2f}"
     return int.from_bytes(hashlib.blake2b(what.encode(), digest_size=8).digest(), "little")
-
-
-def _is_repeated(bad: Bad) -> bool:
-    return bad.reason.startswith("this id stands")  # the first of them has a line already
 
 
 def _told_limits(corpus: Corpus) -> list[dict[str, Any]]:

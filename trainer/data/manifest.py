@@ -24,6 +24,8 @@ from trainer.recipe.data import Data
 from trainer.recipe.source import Source, source_name
 from trainer.task import Bad, Example
 
+REPEATED = "this id stands in the manifests twice; the first one is used"
+
 
 @dataclass(frozen=True)
 class Manifest:
@@ -268,8 +270,7 @@ def _first_of_each_id(tables: Sequence[Index]) -> tuple[np.ndarray, list[Bad]]:
     if not len(repeated):
         return rows, []
     ids = pa.concat_tables([t.table for t in tables]).column("id")
-    reason = "this id stands in the manifests twice; the first one is used"
-    return rows, [Bad(ids[int(i)].as_py(), reason) for i in repeated]
+    return rows, [Bad(ids[int(i)].as_py(), REPEATED) for i in repeated]
 
 
 def _reasons(bad: Sequence[Bad]) -> str:
