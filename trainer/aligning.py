@@ -161,8 +161,9 @@ def _write_split(
             id = str(raw.get(names["id"]) or "")
             words = str(raw.get(names["text"]) or "").split()
             done.words_in += len(words)
-            if (id or place) in unusable:  # all rows of the id: which of them was aligned is not known
-                drop(raw, unusable[id or place], len(words))
+            reason = unusable.get(id) or unusable.get(place)
+            if reason:  # all rows of the id: which of them was aligned is not known
+                drop(raw, reason, len(words))
                 continue
             if id in met:
                 drop(raw, REPEATED, len(words))

@@ -206,6 +206,8 @@ def test_unkind_rows_are_quarantined_one_by_one(tmp_path: Path) -> None:
         json.dumps(rows[3]),
         json.dumps({**rows[4], "orthographic_text": "something else"}),
         json.dumps({**rows[5], "utterance_id": "size", "filesize_bytes": "17"}),
+        json.dumps({**rows[7], "utterance_id": "half", "orthographic_text": "low \ud83d"}),
+        json.dumps({**rows[8], "utterance_id": "half \ud83d", "child_id": "\udc00"}),
     ]
     strange = {**rows[6], "utterance_id": "fine", "audio_duration_sec": "long", "age_bucket": None, "child_id": 7}
     strange |= {"md5_hash": strange["md5_hash"].upper(), "session_id": ["x"]}
@@ -218,6 +220,7 @@ def test_unkind_rows_are_quarantined_one_by_one(tmp_path: Path) -> None:
         "no audio_path": 1,
         "empty transcript": 1,
         "its row stands twice": 1,
+        "holds half a character": 2,
         "another size": 1,
     }
     found = {r["id"]: r for name in SETS for r in rows_of(tmp_path / "out" / f"{name}.jsonl")}

@@ -91,6 +91,27 @@ def test_every_kind_of_bad_row_is_named_with_its_reason(tmp_path: Path) -> None:
         assert says in reasons[id], id
 
 
+def test_half_a_character_is_a_reason_and_a_whole_one_is_none(tmp_path: Path) -> None:
+    """A text that was cut within an emoji; JSON lets it pass, as an escape and as bytes."""
+    sound(tmp_path)
+    good = {"audio": "a.wav", "text": "low 😀 높다", "meta": {"note": "퟿"}}
+    lines = [
+        json.dumps({**good, "id": "escaped"}),
+        json.dumps({**good, "id": "as it is"}, ensure_ascii=False),
+        json.dumps({**good, "id": "cut", "text": "low \ud83d"}),
+        json.dumps({**good, "id": "cut \ude00"}),
+        json.dumps({**good, "id": "in meta", "meta": {"note": "\ud83d"}}, ensure_ascii=False),
+    ]
+    path = tmp_path / "m.jsonl"
+    path.write_bytes("\n".join(lines).encode("utf-8", "surrogatepass"))
+    manifest = opened(path)
+    assert list(manifest.column("id")) == ["escaped", "as it is"]
+    assert manifest[0].text == "low 😀 높다"
+    assert {b.id: "half a character" in b.reason for b in manifest.bad} == dict.fromkeys(
+        ("m.jsonl:3", "m.jsonl:4", "m.jsonl:5"), True
+    )
+
+
 def test_more_bad_rows_than_allowed_is_a_refusal_with_examples(tmp_path: Path) -> None:
     sound(tmp_path)
     rows = [{"id": str(i), "audio": "a.wav" if i else "gone.wav", "text": "x"} for i in range(10)]

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from trainer.data.characters import HALF, is_whole
 from trainer.errors import BadData
 from trainer.task import Bad
 
@@ -80,6 +81,8 @@ def read_transcripts(folder: Path) -> tuple[list[Row], list[Bad]]:
 
 def row_of(raw: Mapping[str, Any], source: str, where: str) -> Row | Bad:
     """One line; an empty transcript is none."""
+    if not is_whole(raw):
+        return Bad(where, HALF)
     id, audio, text = _text(raw.get("utterance_id")), _text(raw.get("audio_path")), _text(raw.get("orthographic_text"))
     if not id:
         return Bad(where, "no utterance_id")

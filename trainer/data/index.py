@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from trainer.data.audio import header
+from trainer.data.characters import HALF, is_whole
 from trainer.data.finder import AudioFinder
 from trainer.errors import AudioError
 from trainer.recipe.data import Data
@@ -26,6 +27,7 @@ VERSION = 3  # of the index: another one is built anew
 ROWS_A_BATCH = 20_000
 TEXT_FIELDS = ("id", "audio", "text", "speaker", "language", "source", "sha256")
 NUMBERS = {"duration_s": np.dtype("<f8"), "key": np.dtype("<u8")}  # kept apart as well
+MAYBE_HALF = (b"\\ud", b"\\uD", b"\xed")  # in a line's bytes, as an escape or as it is: few lines are looked at closely
 SCHEMA = pa.schema(
     [pa.field(n, pa.string()) for n in TEXT_FIELDS]
     + [pa.field("start_s", pa.float64()), pa.field("duration_s", pa.float64()), pa.field("meta", pa.string())]
@@ -145,6 +147,8 @@ class _Reader:
             raise Unusable("", f"not JSON ({e})") from None
         if not isinstance(raw, dict):
             raise Unusable("", "not a JSON object")
+        if any(sign in line for sign in MAYBE_HALF) and not is_whole(raw):
+            raise Unusable("", HALF)
         get, theirs = raw.get, self.theirs
         id = str(get(theirs["id"]) or "")
         if not id:
