@@ -70,10 +70,12 @@ def _pause(levels_F: np.ndarray, loud: float, first_s: float, end_s: float) -> t
 
 
 def _with_silent(words: Sequence[Spoken]) -> list[Spoken]:
-    """What has no sound, a dash by itself, stands where the word before it now ends."""
+    """What has no sound, a dash by itself, stands where the word before it now ends, or the first one begins."""
     found: list[Spoken] = []
+    at = next((w.start_s for w in words if w.end_s > w.start_s), 0.0)
     for word in words:
-        if word.end_s <= word.start_s and found:
-            word = replace(word, start_s=found[-1].end_s, end_s=found[-1].end_s)
+        if word.end_s <= word.start_s:
+            word = replace(word, start_s=at, end_s=at)
+        at = word.end_s
         found.append(word)
     return found

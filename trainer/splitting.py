@@ -90,7 +90,10 @@ def _why_not(
 ) -> str:
     if duration_s > longest_s:
         return f"the word {words[0].word!r} is said to last {duration_s:.1f} s, longer than {longest_s:g} s"
-    for edge in (words[0], words[-1]):
+    sounding = [w for w in words if w.end_s > w.start_s]  # a dash at the edge says nothing of where it is
+    if not sounding:
+        return f"none of its words is heard: {' '.join(w.word for w in words)}"
+    for edge in (sounding[0], sounding[-1]):
         if edge.score < EDGE_SCORE:
             return (
                 f"its edge {edge.word!r} is hardly heard at {edge.start_s:.2f} s: "

@@ -183,6 +183,18 @@ def test_the_longest_pauses_are_cut() -> None:
     assert len(split(alignment, 15.0, 15.0)) == 1
 
 
+def test_a_dash_at_an_edge_vouches_for_nothing() -> None:
+    words = [Spoken("a", 1.0, 1.5, -0.1), Spoken("b", 3.0, 3.5, EDGE_SCORE - 1), Spoken("—", 3.5, 3.5, 0.0)]
+    frames = np.full(125, -0.1)
+    (piece,) = split(Alignment("r", -0.1, words, 0.04, frames), 5.0, 30.0)
+    assert "its edge 'b' is hardly heard" in piece.reason
+    (piece,) = split(Alignment("r", -0.1, words[::2], 0.04, frames), 5.0, 30.0)
+    assert not piece.reason
+    first, second = split(Alignment("r", -0.1, [words[2], Spoken("c", 4.0, 4.2, -0.1)], 0.04, frames), 5.0, 1.0)
+    assert "none of its words is heard" in first.reason
+    assert not second.reason
+
+
 # ---- where words end
 
 
@@ -201,6 +213,9 @@ def test_words_end_where_it_becomes_quiet_and_stay_where_it_does_not() -> None:
     assert with_pauses(words, noise) == words, "in noise nothing is known better than by the tokens"
     assert with_pauses(words, wave[:0]) == words
     assert with_pauses([], wave) == []
+    dash = Spoken("—", 0.0, 0.0, 0.0)
+    led = with_pauses([dash, *words], wave)
+    assert led[0].start_s == led[0].end_s == led[1].start_s == found[0].start_s, "no silence comes with it"
 
 
 # ---- the command, on an untrained model
