@@ -187,6 +187,20 @@ def test_a_model_listens_and_aligns_by_itself_and_what_it_heard_is_kept(tmp_path
     assert {i: r.get("wer") for i, r in again.items()} == {i: r.get("wer") for i, r in found.items()}
 
 
+def test_a_model_listens_to_manifests_that_share_ids_one_by_one(tmp_path: Path) -> None:
+    from trainer.recipe.load import parse_recipe
+    from trainer.task import make_task
+
+    task = make_task(parse_recipe(ctc_dict(tmp_path)))
+    task.export(task.build().module, tmp_path / "model")
+    paths = [make_corpus(tmp_path / folder, n, seed=n) for folder, n in (("a", 3), ("b", 4))]
+    assert main(["audit", *map(str, paths), "--model", str(tmp_path / "model")]) == 0
+    for path in paths:
+        rows = {r["id"]: r["heard"] for r in rows_of(path.with_name("train.audit.jsonl"))}
+        assert rows == {r["id"]: r["text"] for r in rows_of(path.with_name("train.heard.jsonl"))}
+        assert len(rows) == len(rows_of(path))
+
+
 def test_the_same_audit_twice_is_the_same_file_however_many_threads_hear(planted: Path) -> None:
     files = []
     for workers in (0, 1, 4):

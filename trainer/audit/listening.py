@@ -15,12 +15,12 @@ from trainer.audit.written import lines_into
 from trainer.evaluate import predict
 
 
-def listen(trained: Trained, opened: Sequence[Opened], live: Callable[[str, int, int], None]) -> Heard:
-    """What it hears in all utterances that are not too long for it (its `data.max_s`).
+def listen(trained: Trained, opened: Sequence[Opened], live: Callable[[str, int, int], None]) -> list[Heard]:
+    """What it hears in each manifest's utterances, those apart that are too long for it (its `data.max_s`).
 
     Kept as NAME.heard.jsonl beside each manifest: hours of a GPU, which `--rows` brings back.
     """
-    rows: list[dict[str, Any]] = []
+    all_heard = []
     for one in opened:
         short = np.flatnonzero(one.manifest.column("duration_s") <= trained.recipe.data.max_s)
 
@@ -33,8 +33,8 @@ def listen(trained: Trained, opened: Sequence[Opened], live: Callable[[str, int,
         with lines_into(beside(one.path, "heard")) as lines:
             for row in kept:
                 lines.add(row)
-        rows += kept
-    return heard_of(rows)
+        all_heard.append(heard_of(kept))
+    return all_heard
 
 
 def told(trained: Trained) -> dict[str, Any]:

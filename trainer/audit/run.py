@@ -47,13 +47,14 @@ class Witnesses:
 class Auditor:
     """Looks at one manifest after the other, and remembers their sounds: a copy in another manifest is found too."""
 
-    witnesses: Witnesses
     workers: int
     live: Live
     _met: Met = field(default_factory=Met)
     _seen: list[Manifest] = field(default_factory=list)
 
-    def audit(self, opened: Opened, corpus: Corpus, out: Path, provenance: Mapping[str, Any]) -> dict[str, Any]:
+    def audit(
+        self, opened: Opened, corpus: Corpus, witnesses: Witnesses, out: Path, provenance: Mapping[str, Any]
+    ) -> dict[str, Any]:
         """Rows into `out`, the summary beside it and returned."""
         manifest, tally = opened.manifest, Tally(len(opened.manifest))
         first = sum(map(len, self._seen))
@@ -61,8 +62,8 @@ class Auditor:
         twins: set[int] = set()
         n_same = 0
         with lines_into(out) as lines:
-            for position, (example, row) in enumerate(_rows(corpus, self.witnesses, self.workers)):
-                self._meet(row, example, first + position)
+            for position, (example, row) in enumerate(_rows(corpus, witnesses, self.workers)):
+                self._meet(row, example, first + position, witnesses.elsewhere)
                 twin = _twin(example)
                 n_same += twin in twins
                 twins.add(twin)
@@ -86,9 +87,9 @@ class Auditor:
         write_json(side_of(out), summary)  # the last: an audit without it is refused
         return summary
 
-    def _meet(self, row: Row, example: Example, number: int) -> None:
+    def _meet(self, row: Row, example: Example, number: int, other: Elsewhere | None) -> None:
         """Whether its sound or id was met before."""
-        sha256, other = row.get("sound_sha256", ""), self.witnesses.elsewhere
+        sha256 = row.get("sound_sha256", "")
         if sha256 and (before := self._met.before(sha256, number)) is not None:
             row["flags"].append("duplicate_sound")
             row["duplicate_of"] = self._id(before)

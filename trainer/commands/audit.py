@@ -40,7 +40,7 @@ def audit(args: argparse.Namespace) -> int:
     from trainer.aligner import open_aligner
     from trainer.apply import load_trained
     from trainer.audit import listening
-    from trainer.audit.agreement import read_heard
+    from trainer.audit.agreement import Heard, read_heard
     from trainer.audit.corpus import known_corpus, usual_fields
     from trainer.audit.duplicates import elsewhere
     from trainer.audit.opening import beside, check_out, open_whole
@@ -62,20 +62,24 @@ def audit(args: argparse.Namespace) -> int:
         heard_paths = [args.rows] if args.rows else [beside(o.path, "heard") for o in opened]
         check_out(args.out, [*(o.path for o in (*opened, *others)), *heard_paths])
     live = Live()
-    heard, about, own_normaliser = None, {}, ""
+    heard: list[Heard | None] = [None] * len(opened)
+    about: dict[str, Any] = {}
+    own_normaliser = ""
     if args.rows:
-        heard, about = read_heard(args.rows), {"rows": args.rows.name, "rows_sha256": _hash_of(args.rows)}
+        heard = [read_heard(args.rows)] * len(opened)
+        about = {"rows": args.rows.name, "rows_sha256": _hash_of(args.rows)}
     elif args.run or args.model:
         trained = load_trained(argparse.Namespace(run=args.run, model=args.model, set=sets))
-        heard, about = listening.listen(trained, opened, live), listening.told(trained)
+        heard, about = [*listening.listen(trained, opened, live)], listening.told(trained)
         own_normaliser = trained.recipe.eval.normaliser
     normaliser = _normaliser(args.normaliser or usual_normaliser or own_normaliser or "basic", normaliser_named)
     met = {o.name: sounds_of(o.manifest, data.workers, o.name, live) for o in others}
     aligner = open_aligner(args.align) if args.align else None
-    witnesses = Witnesses(heard, aligner, elsewhere(met) if others else None)
-    auditor = Auditor(witnesses, data.workers, live)
+    met_elsewhere = elsewhere(met) if others else None
+    auditor = Auditor(data.workers, live)
     summaries = []
-    for one in opened:
+    for one, mine in zip(opened, heard, strict=True):
+        witnesses = Witnesses(mine, aligner, met_elsewhere)
         fields = buckets or usual_fields(one.manifest)
         corpus = known_corpus(one.manifest, fields, args.language, normaliser)
         if aligner is not None:
@@ -92,7 +96,7 @@ def audit(args: argparse.Namespace) -> int:
             "thresholds": thresholds(),
         }
         out = args.out.absolute() if args.out else beside(one.path, "audit")
-        summary = auditor.audit(one, corpus, out, provenance)
+        summary = auditor.audit(one, corpus, witnesses, out, provenance)
         summaries.append(summary)
         if not args.json:
             print(f"✓ {out}: {summary['utterances']} utterances, {summary['hours']:.2f} h")
