@@ -77,6 +77,8 @@ def _check(how: How) -> None:
         )
         if not is_right
     ]
+    if not wrong and how.dev + how.test >= 1:  # before hours of decoding
+        wrong = [Mistake("--dev, --test", f"{how.dev:g} and {how.test:g} leave nothing to train on")]
     if wrong:
         raise BadRecipe(wrong)
 

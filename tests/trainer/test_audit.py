@@ -235,6 +235,8 @@ def test_the_rules_of_a_recipe_read_what_the_audit_wrote(planted: Path, tmp_path
         (["ONE", "TWO", "--out", "x.jsonl"], "--out is for one manifest"),
         (["ONE", "--normaliser", "bassic"], "did you mean basic"),
         (["ONE", "--set", "data.fileds={a: b}"], "did you mean fields"),
+        (["ONE", "--model", "MODEL", "--normaliser", "bassic"], "did you mean basic"),
+        (["ONE", "--model", "MODEL", "--align", "gone"], "gone"),
         (["ONE", "--rows", "TWICE"], "twice"),
     ],
 )
@@ -244,11 +246,18 @@ def test_what_is_asked_wrongly_is_one_sentence_and_nothing_is_written(
     names = {"ONE": str(make_corpus(tmp_path, 2, name="one")), "TWO": str(make_corpus(tmp_path, 2, name="two"))}
     names["TWICE"] = str(write_manifest(tmp_path / "twice.jsonl", [{"id": "a", "text": "x"}] * 2))
     before = {name: Path(path).read_bytes() for name, path in names.items()}
+    if "MODEL" in argv:
+        from trainer.recipe.load import parse_recipe
+        from trainer.task import make_task
+
+        names["MODEL"] = str(tmp_path / "model")
+        task = make_task(parse_recipe(ctc_dict(tmp_path)))
+        task.export(task.build().module, tmp_path / "model")
     code = main(["audit", *(names.get(a, a) for a in argv)])
     said = capsys.readouterr().err
     assert (code == 2 and says in said and ("→" in said or "did you mean" in said)) if says else code == 0
-    assert says == "" or not list(tmp_path.glob("*.audit.*"))
-    assert {name: Path(path).read_bytes() for name, path in names.items()} == before
+    assert says == "" or not [*tmp_path.glob("*.audit.*"), *tmp_path.glob("*.heard.*")]
+    assert {name: Path(names[name]).read_bytes() for name in before} == before
 
 
 def test_an_audit_that_is_cut_short_leaves_the_old_one(planted: Path, tmp_path: Path) -> None:

@@ -238,6 +238,7 @@ def test_options_that_cannot_be_meant_are_told_together(tmp_path: Path, capsys: 
         assert f"{option}: " in said
     prepare(tmp_path / "raw", tmp_path / "out", "--dev", 0.6, "--test", 0.4, code=2)
     assert "leave nothing to train on" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists(), "nothing was decoded for it"
 
 
 @pytest.mark.parametrize("argv", [["nowhere", "--out", "o"], ["."], [".", "more", "--out", "o"], [".", "--out", "o"]])

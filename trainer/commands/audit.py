@@ -61,6 +61,8 @@ def audit(args: argparse.Namespace) -> int:
     if args.out is not None:
         heard_paths = [args.rows] if args.rows else [beside(o.path, "heard") for o in opened]
         check_out(args.out, [*(o.path for o in (*opened, *others)), *heard_paths])
+    _normaliser(args.normaliser or "basic", normaliser_named)  # mistakes before hours of listening
+    aligner = open_aligner(args.align) if args.align else None
     live = Live()
     heard: list[Heard | None] = [None] * len(opened)
     about: dict[str, Any] = {}
@@ -74,7 +76,6 @@ def audit(args: argparse.Namespace) -> int:
         own_normaliser = trained.recipe.eval.normaliser
     normaliser = _normaliser(args.normaliser or usual_normaliser or own_normaliser or "basic", normaliser_named)
     met = {o.name: sounds_of(o.manifest, data.workers, o.name, live) for o in others}
-    aligner = open_aligner(args.align) if args.align else None
     met_elsewhere = elsewhere(met) if others else None
     auditor = Auditor(data.workers, live)
     summaries = []
