@@ -73,7 +73,7 @@ def read_results(run: RunDir) -> RunResults:
 def told_in(path: Path) -> list[Told]:
     """The evaluations that a report holds, a line each, with the rows that lie beside it; [] where there is none."""
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")  # alone: texts may hold U+2028, U+0085
     except OSError:
         return []
     found = []
@@ -92,7 +92,7 @@ def told_in(path: Path) -> list[Told]:
 def read_rows(path: Path) -> list[Row]:
     """Rows of `evaluate` or `predict`. Raises BadData."""
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
     except OSError as e:
         raise BadData(f"{path}: {e.strerror}", "name a rows file (….rows.jsonl) of an evaluation") from None
     except ValueError as e:

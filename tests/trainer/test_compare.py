@@ -14,7 +14,11 @@ from trainer.compare import comparison_of, differing, sides_of
 from trainer.errors import BadData
 from trainer.metrics.normalise import normaliser_named
 from trainer.metrics.paired import Difference, compare_rows, holm, most_changed, pairs_of
+from trainer.metrics.transcripts import score_transcripts
 from trainer.recipe.eval import Eval
+from trainer.reporting import write_rows as write_all
+from trainer.results import read_scored, told_in
+from trainer.tables import report_json
 
 HOW = Eval(normaliser="basic", every_steps=1, bootstrap=300)
 WORDS = ["one", "two", "three", "four"]
@@ -235,3 +239,17 @@ def test_one_s_test_is_not_compared_with_the_other_s_dev(tmp_path: Path) -> None
         comparison_of(a, b)
     assert "--set dev" in e.value.hint
     assert comparison_of(a, b, set="dev")[0].differences[0].utterances == 2
+
+
+@pytest.mark.parametrize("end", ["\u2028", "\u2029", "\x85", "\r\n"])
+def test_a_text_with_an_end_of_line_of_its_own_is_still_one_row(end: str, tmp_path: Path) -> None:
+    """JSON leaves U+2028 and its kin as they are: texts from web pages hold them."""
+    rows = [row("1", f"one{end}two", f"one{end}three", buckets={"title": f"a{end}b"}), row("2", "four", "four")]
+    write_all(tmp_path / "evaluate-1.rows.jsonl", rows)
+    report = score_transcripts(rows, HOW)
+    path = tmp_path / "evaluate-1.json"
+    path.write_text(report_json(report, {}, what="greedy") + "\n", encoding="utf-8")
+    assert read_scored(tmp_path / "evaluate-1.rows.jsonl") == rows
+    (told,) = told_in(path)
+    assert told.metrics == report.metrics
+    assert comparison_of(path, path)[0].differences[0].utterances == 2
