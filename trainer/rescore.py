@@ -30,6 +30,8 @@ def rescore(files: Sequence[Path], sets: Sequence[str], out: Path | None) -> Ite
     Reports go to the folder `out`, named by rows file and normaliser. Raises BadData, BadRecipe.
     """
     chosen = any(s.removeprefix("train.").startswith("eval.buckets=") for s in sets)
+    if out is not None:
+        _one_each(files, out)
     for path in files:
         side = side_of(path)
         how = eval_of(sets, str(side.provenance.get("normaliser") or "basic"))
@@ -39,9 +41,22 @@ def rescore(files: Sequence[Path], sets: Sequence[str], out: Path | None) -> Ite
         kept = None
         if out is not None:
             out.mkdir(parents=True, exist_ok=True)
-            kept = out / f"{path.name.removesuffix('.jsonl').removesuffix('.rows')}.{how.normaliser}.json"
+            kept = out / f"{_stem(path)}.{how.normaliser}.json"
             write_atomic(kept, (line + "\n").encode())
         yield Rescored(lines, line, kept)
+
+
+def _one_each(files: Sequence[Path], out: Path) -> None:
+    """Raises BadRecipe where the report of one would take the place of another's: runs name their rows alike."""
+    first: dict[str, Path] = {}
+    for path in files:
+        other = first.setdefault(_stem(path), path)
+        if other != path:
+            raise BadRecipe.one("--out", f"{other} and {path} would both be {_stem(path)}.… in {out}: a folder for each")
+
+
+def _stem(path: Path) -> str:
+    return path.name.removesuffix(".jsonl").removesuffix(".rows")
 
 
 def eval_of(sets: Sequence[str], normaliser: str) -> Eval:

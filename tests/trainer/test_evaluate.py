@@ -191,6 +191,18 @@ def test_rows_of_a_report_keep_its_normaliser_and_its_numbers(run: RunDir, capsy
     assert again["provenance"] == reported["provenance"]
 
 
+def test_a_report_on_rows_takes_no_other_s_place(tmp_path: Path, capsys: Any) -> None:
+    """Every run calls its rows the same."""
+    for name, text in (("a", "one"), ("b", "two")):
+        (tmp_path / name).mkdir()
+        saved(tmp_path / name / "test-greedy.rows.jsonl", [spoken("1", "one", text)])
+    files = [str(tmp_path / name / "test-greedy.rows.jsonl") for name in "ab"]
+    assert main(["evaluate", "--out", str(tmp_path / "out"), "--rows", *files]) == 2
+    assert "would both be test-greedy" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert main(["evaluate", "--rows", *files]) == 0, "nothing is kept, nothing is lost"
+
+
 def test_scoring_rows_and_comparing_them_needs_no_torch(tmp_path: Path) -> None:
     file = saved(tmp_path / "a.rows.jsonl", [spoken("1", "one two", "one three")])
     for argv in (["evaluate", "--rows", str(file)], ["compare", str(file), str(file)]):
