@@ -27,7 +27,7 @@ from trainer.machine import Machine, placed, start_machine
 from trainer.pace import Pace
 from trainer.recipe.base import Recipe
 from trainer.recipe.load import parse_recipe, with_sets
-from trainer.reporting import Evaluated, fresh_report, keep, lines_of
+from trainer.reporting import Evaluated, fresh_report, keep, lines_of, need_place
 from trainer.results import BEFORE
 from trainer.submission import (
     check_ids,
@@ -88,7 +88,11 @@ def evaluate(args: argparse.Namespace) -> int:
 
     Of a run the model before training comes first: as it was measured already, or decoded too.
     """
+    if args.out is not None:
+        need_place(args.out / "summary.json")
     trained = load_trained(args)
+    if trained.reports is not None and args.out is None:
+        need_place(trained.reports / "summary.json")
     recipe, machine = trained.recipe, trained.machine
     names = args.inputs or recipe.data.test
     if not names:
@@ -167,6 +171,8 @@ def predict(args: argparse.Namespace) -> int:
     if not args.inputs:
         raise BadData("there is nothing to transcribe", "name manifests (.jsonl) or sound files")
     form = read_format(_existing(str(args.format))) if args.format else None
+    if args.out is not None:
+        need_place(args.out)
     trained = load_trained(args)
     manifest = _manifest(args.inputs, trained.recipe, need_text=False)
     told: list[str] = []

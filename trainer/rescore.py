@@ -10,7 +10,7 @@ from trainer.errors import BadRecipe
 from trainer.metrics.transcripts import score_transcripts
 from trainer.recipe.eval import Eval
 from trainer.recipe.load import parse_recipe, with_sets
-from trainer.reporting import worst_of
+from trainer.reporting import need_place, worst_of
 from trainer.tables import report_json, table_lines
 from trainer.task import DURATIONS_S, Example, Report, Row
 
@@ -32,6 +32,7 @@ def rescore(files: Sequence[Path], sets: Sequence[str], out: Path | None) -> Ite
     chosen = any(s.removeprefix("train.").startswith("eval.buckets=") for s in sets)
     if out is not None:
         _one_each(files, out)
+        need_place(out / "report.json")
     for path in files:
         side = side_of(path)
         how = eval_of(sets, str(side.provenance.get("normaliser") or "basic"))
@@ -40,7 +41,6 @@ def rescore(files: Sequence[Path], sets: Sequence[str], out: Path | None) -> Ite
         lines = [f"{path}, normaliser {how.normaliser}", *table_lines(report), *worst_of(rows, how)]
         kept = None
         if out is not None:
-            out.mkdir(parents=True, exist_ok=True)
             kept = out / f"{_stem(path)}.{how.normaliser}.json"
             write_atomic(kept, (line + "\n").encode())
         yield Rescored(lines, line, kept)
@@ -52,7 +52,9 @@ def _one_each(files: Sequence[Path], out: Path) -> None:
     for path in files:
         other = first.setdefault(_stem(path), path)
         if other != path:
-            raise BadRecipe.one("--out", f"{other} and {path} would both be {_stem(path)}.… in {out}: a folder for each")
+            raise BadRecipe.one(
+                "--out", f"{other} and {path} would both be {_stem(path)}.… in {out}: a folder for each"
+            )
 
 
 def _stem(path: Path) -> str:

@@ -219,11 +219,18 @@ def test_scoring_rows_and_comparing_them_needs_no_torch(tmp_path: Path) -> None:
         (["evaluate", "--rows", "FILE", "--set", "eval.normaliser=englsh"], "english"),
         (["compare", "FILE", "nowhere"], "is not there"),
         (["compare", "FILE", "FILE", "--normaliser", "loud"], "no normaliser 'loud'"),
+        (["compare", "FILE", "FILE", "--out", "FOLDER"], "can't be written: Is a directory"),
+        (["compare", "FILE", "FILE", "--out", "FILE/x.json"], "x.json can't be written"),
+        (["evaluate", "--rows", "FILE", "--out", "FILE"], "can't be written"),
+        (["evaluate", "--model", "FOLDER", "FILE", "--out", "FILE"], "can't be written"),
+        (["predict", "--model", "FOLDER", "FILE", "--out", "FOLDER"], "can't be written: Is a directory"),
     ],
 )
 def test_mistakes_are_a_sentence_and_exit_code_two(argv: list[str], says: str, tmp_path: Path, capsys: Any) -> None:
     file = saved(tmp_path / "a.rows.jsonl", [spoken("1", "one", "one")])
-    assert main([str(file) if a == "FILE" else a for a in argv]) == 2
+    (tmp_path / "config.json").write_text('{"model_type": "whisper"}')
+    places = {"FILE": str(file), "FOLDER": str(tmp_path), "FILE/x.json": str(file / "x.json")}
+    assert main([places.get(a, a) for a in argv]) == 2
     assert says in capsys.readouterr().err
 
 
