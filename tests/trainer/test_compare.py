@@ -232,6 +232,24 @@ def test_paths_that_hold_nothing_to_compare_are_one_sentence(tmp_path: Path) -> 
     assert "test, dev" in e.value.hint
 
 
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"buckets": None}, "buckets are no names"),
+        ({"buckets": {"age": 3}}, "buckets are no names"),
+        ({"speaker": None}, "speaker is no text"),
+        ({"speaker": ["a"]}, "speaker is no text"),
+        ({"duration_s": None}, "duration_s is no number"),
+        ({"duration_s": float("nan")}, "duration_s is no number"),
+        ({"reason": 7}, "reason is no text"),
+    ],
+)
+def test_rows_of_others_that_can_not_be_read_are_one_sentence(more: dict[str, Any], said: str, tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "a.rows.jsonl", [row("1", "one", "one"), {**row("2", "two", "too"), **more}])
+    with pytest.raises(BadData, match=f"row 2: its {said}"):
+        comparison_of(path, path)
+
+
 def test_one_s_test_is_not_compared_with_the_other_s_dev(tmp_path: Path) -> None:
     a, b = make_run(tmp_path / "a", [1, 0]), make_run(tmp_path / "b", [1, 0])
     (b / "reports" / "test.jsonl").unlink()
