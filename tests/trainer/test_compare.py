@@ -112,6 +112,17 @@ def test_the_interval_holds_a_true_difference_and_more_speakers_are_what_is_draw
     assert d.p < 0.01
 
 
+def test_a_difference_among_utterances_that_name_no_speaker_is_seen() -> None:
+    """As one speaker they would be one coin that falls one way."""
+    a, b = heard([1] * 400), heard([1] * 20 + [0] * 380)
+    for rows in (a, b):
+        for i, r in enumerate(rows[:20]):
+            r["speaker"] = f"s{i}"
+    d = whole(a, b)
+    assert (d.unit, d.better) == ("speakers", 380)
+    assert d.p < 0.01
+
+
 def test_every_bucket_is_compared_and_its_p_is_one_among_all_of_them() -> None:
     a = [{**r, "buckets": {"age": "3-4" if i % 2 else "12+"}} for i, r in enumerate(heard([1] * 24))]
     b = [{**r, "buckets": {"age": "3-4" if i % 2 else "12+"}} for i, r in enumerate(heard([1, 0] * 12))]

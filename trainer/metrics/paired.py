@@ -1,14 +1,14 @@
 """Two transcripts of the same recordings: is one better, or is it chance? The whole corpus, and each bucket."""
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from trainer.errors import BadData
 from trainer.metrics.normalise import Normaliser, normaliser_named
-from trainer.metrics.wer import Errors, count_errors, pooled, spread, unit_of
+from trainer.metrics.wer import Errors, count_errors, pooled, spread, unit_of, units_of
 from trainer.recipe.eval import Eval
 from trainer.task import Row
 
@@ -146,10 +146,10 @@ def holm(ps: Sequence[float]) -> list[float]:
 
 
 def _difference(name: str, pairs: Sequence[Pair], n_resamples: int, seed: int = 0) -> Difference:
-    unit = unit_of([p.speaker for p in pairs])
-    sums: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(2))  # of a unit: b's errors beyond a's, reference words
-    for p in pairs:
-        sums[p.speaker if unit == "speakers" else p.id] += (p.gained, p.errors_a.length)
+    speakers = [p.speaker for p in pairs]
+    sums: dict[Hashable, np.ndarray] = defaultdict(lambda: np.zeros(2))  # of a unit: b's errors beyond a's, words
+    for unit, p in zip(units_of(speakers, [p.id for p in pairs]), pairs, strict=True):
+        sums[unit] += (p.gained, p.errors_a.length)
     units = np.stack(list(sums.values()))
     whole_a, whole_b = pooled([p.errors_a for p in pairs]), pooled([p.errors_b for p in pairs])
     difference = whole_b.rate - whole_a.rate
@@ -169,7 +169,7 @@ def _difference(name: str, pairs: Sequence[Pair], n_resamples: int, seed: int = 
         worse=sum(p.gained > 0 for p in pairs),
         words=whole_a.length,
         utterances=len(pairs),
-        unit=unit,
+        unit=unit_of(speakers),
     )
 
 
