@@ -102,7 +102,9 @@ def evaluate(args: argparse.Namespace) -> int:
     manifest = _manifest(names, recipe, need_text=True)
     if recipe.data.shuffle_audio:
         manifest = manifest.shuffled_audio(recipe.loop.seed)
-    more = {"manifests": [str(n) for n in names]}
+    more: dict[str, Any] = {"manifests": [str(n) for n in names]}
+    if manifest.bad:
+        more["left_out"] = len(manifest.bad)
     what = next(iter(trained.task.final_decodes(recipe.eval.decode)))
     began, live = time.monotonic(), _live("evaluated", machine)
     result = run_evaluation(trained.task, trained.parts, manifest, recipe, machine, on_batch=live)
@@ -119,6 +121,8 @@ def evaluate(args: argparse.Namespace) -> int:
     title = "shuffled audio, " if recipe.data.shuffle_audio else ""
     title += f"{trained.name} on {', '.join(map(str, names))}, normaliser {recipe.eval.normaliser}"
     print("\n".join([e.as_line() for e in found] if args.json else lines_of(title, found, recipe.eval)))
+    if manifest.bad:
+        print(_left_out(manifest), file=sys.stderr if args.json else sys.stdout)
     if path:
         keep(found, path)
         if not recipe.data.shuffle_audio:  # the control has others' sound
@@ -128,6 +132,13 @@ def evaluate(args: argparse.Namespace) -> int:
     if args.out is not None:
         _write_summary(args.out, names, result.report, recipe)
     return 0
+
+
+def _left_out(manifest: Manifest) -> str:
+    """What no number is of: rows that never became utterances, with the first reasons."""
+    some = "; ".join(f"{b.id}: {b.reason}" for b in manifest.bad[:3])
+    more = f"; and {len(manifest.bad) - 3} more" if len(manifest.bad) > 3 else ""
+    return f"left out, in no number: {len(manifest.bad)} of {len(manifest) + len(manifest.bad)} rows: {some}{more}"
 
 
 def _write_summary(folder: Path, names: Sequence[str], report: Report, recipe: Recipe) -> None:

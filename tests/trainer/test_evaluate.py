@@ -234,6 +234,21 @@ def test_mistakes_are_a_sentence_and_exit_code_two(argv: list[str], says: str, t
     assert says in capsys.readouterr().err
 
 
+def test_rows_that_never_became_utterances_are_told_with_their_number(trained: Path, run: RunDir, capsys: Any) -> None:
+    path = trained / "corpus" / "test.jsonl"
+    rows = lines(path)
+    rows[1]["audio"] = "nowhere.wav"
+    saved(path.with_name("gone.jsonl"), rows)
+    argv = ["evaluate", "--run", str(run.root), "--no-before", "--set", "data.max_bad_share=0.5"]
+    for name, left_out in (("gone.jsonl", 1), ("test.jsonl", None)):
+        capsys.readouterr()
+        assert main([*argv, "--json", str(path.with_name(name))]) == 0
+        said = capsys.readouterr()
+        told = json.loads(said.out)
+        assert (told.get("left_out"), told["metrics"]["utterances"]) == (left_out, 4 - (left_out or 0))
+        assert (f"1 of 4 rows: {rows[1]['id']}: nowhere.wav" in said.err) == bool(left_out)
+
+
 # ---- how it looks
 
 
