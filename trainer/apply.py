@@ -5,7 +5,7 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from trainer.before import known_before, measure_before
 from trainer.checkpoint import complete_checkpoints
 from trainer.chosen import build_chosen, chosen, describe_weights
 from trainer.data.audio import header
+from trainer.data.children import json_lines
 from trainer.data.long import heard_whole
 from trainer.data.manifest import Manifest, open_manifests
 from trainer.data.places import cache_root, data_root
@@ -36,7 +37,7 @@ from trainer.submission import (
     read_format,
     write_submission,
 )
-from trainer.task import Parts, Report, Task, make_task
+from trainer.task import Parts, Report, Row, Task, make_task
 from trainer.worst import keep_sounds, worst_rows
 
 log = logging.getLogger(__name__)
@@ -193,13 +194,16 @@ def predict(args: argparse.Namespace) -> int:
     machine = trained.machine
     pace = Pace(float(manifest.column("duration_s").sum()), time.monotonic)
     live = _live("transcribed", machine, pace)
-    rows, bad = run_prediction(trained.task, trained.parts, manifest, trained.recipe, machine, on_batch=live)
-    unusable = len(bad) + len(manifest.bad)
-    if not machine.is_first:
-        return 1 if unusable else 0
+    rows, _ = run_prediction(trained.task, trained.parts, manifest, trained.recipe, machine, on_batch=live)
     found = {row["id"]: row for row in rows}
+    again = sum(1 for b in manifest.bad if b.id in found)
     for b in manifest.bad:  # what never became an example still gets its line
         found.setdefault(b.id, {"id": b.id, "text": "", "reason": b.reason})
+    unusable = sum("reason" in found[i] for i in (form.ids if form is not None else found))
+    if not machine.is_first:
+        return 1 if unusable else 0  # every rank says the same
+    if again:
+        told.append(f"{again} rows repeat an id: the first of each is transcribed")
     if form is not None:
         whole = write_submission(args.out, form, found)
         told += [
@@ -207,9 +211,10 @@ def predict(args: argparse.Namespace) -> int:
             + (f" and {len(which) - 5} more" if len(which) > 5 else "")
             for reason, which in empty_texts(form, found).items()
         ]
-        unusable = sum(1 for i in form.ids if "reason" in found[i])
     else:
         keys = ("id", "text", "pieces", "reason")
+        if manifest.bad:
+            found = _as_asked(found, args.inputs, trained.recipe)
         lines = [json.dumps({k: r[k] for k in keys if k in r}, ensure_ascii=False) + "\n" for r in found.values()]
         whole = "".join(lines)
         if args.out is not None:
@@ -224,6 +229,18 @@ def predict(args: argparse.Namespace) -> int:
             f"{unusable} of {len(form.rows if form else found)} could not be transcribed: see {where}", file=sys.stderr
         )
     return 1 if unusable else 0
+
+
+def _as_asked(found: Mapping[str, Row], names: Sequence[str], recipe: Recipe) -> dict[str, Row]:
+    """In the order of manifests or sound files, also what could not be used."""
+    places = {name: n for n, name in enumerate(names)}
+    paths = [_existing(name) for name in names if name.endswith(".jsonl")]
+    field = {**(competition_fields(paths[0]) if paths else {}), **recipe.data.fields}.get("id", "id")
+    for path in paths:
+        for number, raw in json_lines(path):
+            id = "" if isinstance(raw, str) else str(raw.get(field) or "")
+            places.setdefault(id or f"{path.name}:{number}", len(places))
+    return {i: found[i] for i in sorted(found, key=lambda i: places.get(i, len(places)))}
 
 
 def recipe_of(args: argparse.Namespace) -> Recipe:
