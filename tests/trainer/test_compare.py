@@ -133,6 +133,14 @@ def test_every_bucket_is_compared_and_its_p_is_one_among_all_of_them() -> None:
     assert (young.p, young.p_holm) == (pytest.approx(2 / 2**12), pytest.approx(4 / 2**12))
 
 
+def test_among_many_buckets_what_is_plain_can_still_be_seen() -> None:
+    """Holm multiplies by their number: a p that no flip can bring below 1 in 300 would never be small."""
+    a, b = ([{**r, "buckets": {"by": str(i // 15)}} for i, r in enumerate(heard([n] * 1500))] for n in (1, 0))
+    found = compare_rows(a, b, HOW).differences
+    assert max(d.p_holm for d in found[1:]) < 0.05
+    assert len(found) == 101
+
+
 @given(st.lists(st.floats(0, 1), max_size=12))
 def test_holm_corrects_upwards_in_order_and_at_most_to_one(ps: list[float]) -> None:
     found = holm(ps)
