@@ -82,6 +82,12 @@ def test_the_interval_resamples_speakers_where_there_are_enough_of_them() -> Non
     assert interval([], [], 100) == (0, 0, "nothing")
 
 
+def test_a_space_at_an_end_is_no_error_of_characters() -> None:
+    said = [{"id": "1", "reference": "What?", "text": "what %"}]  # english leaves "what "
+    metrics = score_transcripts(said, Eval(normaliser="english", every_steps=1, bootstrap=0)).metrics
+    assert (metrics["wer"], metrics["cer"]) == (0, 0)
+
+
 def test_utterances_that_name_no_speaker_are_not_one_person() -> None:
     rng = np.random.default_rng(0)
     errors = [Errors(substitutions=int(n), length=8) for n in rng.binomial(8, rng.beta(2, 8, 1000))]
