@@ -182,6 +182,9 @@ def predict(args: argparse.Namespace) -> int:
     """
     if not args.inputs:
         raise BadData("there is nothing to transcribe", "name manifests (.jsonl) or sound files")
+    odd = [name for name in args.inputs if not _is_text(name)]
+    if odd:
+        raise BadData(f"the name {odd[0]!a} is not UTF-8: no JSON can hold it", "rename the file")
     form = read_format(_existing(str(args.format))) if args.format else None
     if args.out is not None:
         need_place(args.out)
@@ -341,6 +344,14 @@ def _manifest_of_sounds(sounds: Sequence[str], data: Any) -> Manifest:
         path.write_text("\n".join(rows), encoding="utf-8")
         plain = data.model_copy(update={"fields": {}, "audio_dirs": []})
         return open_manifests([path], plain, Path(folder), Path(folder), need_text=False)
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # bytes of a file's name, as Python carries them about
+        return False
+    return True
 
 
 def _existing(name: str) -> Path:

@@ -223,6 +223,7 @@ def test_scoring_rows_and_comparing_them_needs_no_torch(tmp_path: Path) -> None:
         (["compare", "FILE", "FILE", "--out", "FILE/x.json"], "x.json can't be written"),
         (["evaluate", "--rows", "FILE", "--out", "FILE"], "can't be written"),
         (["evaluate", "--model", "FOLDER", "FILE", "--out", "FILE"], "can't be written"),
+        (["predict", "--model", "FOLDER", "a\udcff.wav"], "not UTF-8"),
         (["predict", "--model", "FOLDER", "FILE", "--out", "FOLDER"], "can't be written: Is a directory"),
     ],
 )
