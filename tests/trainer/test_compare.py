@@ -157,6 +157,7 @@ def test_what_changed_most_comes_first_both_ways() -> None:
     assert ([p.id for p in better], [p.id for p in worse]) == (["u1"], ["u0", "u2"])
     assert [p.gained for p in worse] == [3, 1]
     assert most_changed(pairs, 1)[1] == worse[:1]
+    assert most_changed(pairs, -1) == ([], [])
 
 
 def test_what_only_one_has_is_counted_and_left_out() -> None:

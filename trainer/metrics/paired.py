@@ -136,6 +136,7 @@ def most_changed(pairs: Sequence[Pair], n: int) -> tuple[list[Pair], list[Pair]]
     def by(p: Pair) -> tuple[int, float, str]:
         return (-abs(p.gained), -abs(p.gained) / max(1, p.errors_a.length), p.id)
 
+    n = max(0, n)  # a slice to −1 is all but the last
     better, worse = [p for p in pairs if p.gained < 0], [p for p in pairs if p.gained > 0]
     return sorted(better, key=by)[:n], sorted(worse, key=by)[:n]
 
