@@ -5,7 +5,7 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from trainer.before import known_before, measure_before
 from trainer.checkpoint import complete_checkpoints
 from trainer.chosen import build_chosen, chosen, describe_weights
 from trainer.data.audio import header
+from trainer.data.children import json_lines
 from trainer.data.long import heard_whole
 from trainer.data.manifest import Manifest, open_manifests
 from trainer.data.places import cache_root, data_root
@@ -27,7 +28,7 @@ from trainer.machine import Machine, placed, start_machine
 from trainer.pace import Pace
 from trainer.recipe.base import Recipe
 from trainer.recipe.load import parse_recipe, with_sets
-from trainer.reporting import Evaluated, fresh_report, keep, lines_of
+from trainer.reporting import Evaluated, fresh_report, keep, lines_of, need_place
 from trainer.results import BEFORE
 from trainer.submission import (
     check_ids,
@@ -36,7 +37,7 @@ from trainer.submission import (
     read_format,
     write_submission,
 )
-from trainer.task import Parts, Report, Task, make_task
+from trainer.task import Parts, Report, Row, Task, make_task
 from trainer.worst import keep_sounds, worst_rows
 
 log = logging.getLogger(__name__)
@@ -88,7 +89,11 @@ def evaluate(args: argparse.Namespace) -> int:
 
     Of a run the model before training comes first: as it was measured already, or decoded too.
     """
+    if args.out is not None:
+        need_place(args.out / "summary.json")
     trained = load_trained(args)
+    if trained.reports is not None and args.out is None:
+        need_place(trained.reports / "summary.json")
     recipe, machine = trained.recipe, trained.machine
     names = args.inputs or recipe.data.test
     if not names:
@@ -98,7 +103,9 @@ def evaluate(args: argparse.Namespace) -> int:
     manifest = _manifest(names, recipe, need_text=True)
     if recipe.data.shuffle_audio:
         manifest = manifest.shuffled_audio(recipe.loop.seed)
-    more = {"manifests": [str(n) for n in names]}
+    more: dict[str, Any] = {"manifests": [str(n) for n in names]}
+    if manifest.bad:
+        more["left_out"] = len(manifest.bad)
     what = next(iter(trained.task.final_decodes(recipe.eval.decode)))
     began, live = time.monotonic(), _live("evaluated", machine)
     result = run_evaluation(trained.task, trained.parts, manifest, recipe, machine, on_batch=live)
@@ -115,6 +122,8 @@ def evaluate(args: argparse.Namespace) -> int:
     title = "shuffled audio, " if recipe.data.shuffle_audio else ""
     title += f"{trained.name} on {', '.join(map(str, names))}, normaliser {recipe.eval.normaliser}"
     print("\n".join([e.as_line() for e in found] if args.json else lines_of(title, found, recipe.eval)))
+    if manifest.bad:
+        print(_left_out(manifest), file=sys.stderr if args.json else sys.stdout)
     if path:
         keep(found, path)
         if not recipe.data.shuffle_audio:  # the control has others' sound
@@ -124,6 +133,13 @@ def evaluate(args: argparse.Namespace) -> int:
     if args.out is not None:
         _write_summary(args.out, names, result.report, recipe)
     return 0
+
+
+def _left_out(manifest: Manifest) -> str:
+    """What no number is of: rows that never became utterances, with the first reasons."""
+    some = "; ".join(f"{b.id}: {b.reason}" for b in manifest.bad[:3])
+    more = f"; and {len(manifest.bad) - 3} more" if len(manifest.bad) > 3 else ""
+    return f"left out, in no number: {len(manifest.bad)} of {len(manifest) + len(manifest.bad)} rows: {some}{more}"
 
 
 def _write_summary(folder: Path, names: Sequence[str], report: Report, recipe: Recipe) -> None:
@@ -166,7 +182,12 @@ def predict(args: argparse.Namespace) -> int:
     """
     if not args.inputs:
         raise BadData("there is nothing to transcribe", "name manifests (.jsonl) or sound files")
+    odd = [name for name in args.inputs if not _is_text(name)]
+    if odd:
+        raise BadData(f"the name {odd[0]!a} is not UTF-8: no JSON can hold it", "rename the file")
     form = read_format(_existing(str(args.format))) if args.format else None
+    if args.out is not None:
+        need_place(args.out)
     trained = load_trained(args)
     manifest = _manifest(args.inputs, trained.recipe, need_text=False)
     told: list[str] = []
@@ -176,13 +197,16 @@ def predict(args: argparse.Namespace) -> int:
     machine = trained.machine
     pace = Pace(float(manifest.column("duration_s").sum()), time.monotonic)
     live = _live("transcribed", machine, pace)
-    rows, bad = run_prediction(trained.task, trained.parts, manifest, trained.recipe, machine, on_batch=live)
-    unusable = len(bad) + len(manifest.bad)
-    if not machine.is_first:
-        return 1 if unusable else 0
+    rows, _ = run_prediction(trained.task, trained.parts, manifest, trained.recipe, machine, on_batch=live)
     found = {row["id"]: row for row in rows}
+    again = sum(1 for b in manifest.bad if b.id in found)
     for b in manifest.bad:  # what never became an example still gets its line
         found.setdefault(b.id, {"id": b.id, "text": "", "reason": b.reason})
+    unusable = sum("reason" in found[i] for i in (form.ids if form is not None else found))
+    if not machine.is_first:
+        return 1 if unusable else 0  # every rank says the same
+    if again:
+        told.append(f"{again} rows repeat an id: the first of each is transcribed")
     if form is not None:
         whole = write_submission(args.out, form, found)
         told += [
@@ -190,9 +214,10 @@ def predict(args: argparse.Namespace) -> int:
             + (f" and {len(which) - 5} more" if len(which) > 5 else "")
             for reason, which in empty_texts(form, found).items()
         ]
-        unusable = sum(1 for i in form.ids if "reason" in found[i])
     else:
         keys = ("id", "text", "pieces", "reason")
+        if manifest.bad:
+            found = _as_asked(found, args.inputs, trained.recipe)
         lines = [json.dumps({k: r[k] for k in keys if k in r}, ensure_ascii=False) + "\n" for r in found.values()]
         whole = "".join(lines)
         if args.out is not None:
@@ -207,6 +232,18 @@ def predict(args: argparse.Namespace) -> int:
             f"{unusable} of {len(form.rows if form else found)} could not be transcribed: see {where}", file=sys.stderr
         )
     return 1 if unusable else 0
+
+
+def _as_asked(found: Mapping[str, Row], names: Sequence[str], recipe: Recipe) -> dict[str, Row]:
+    """In the order of manifests or sound files, also what could not be used."""
+    places = {name: n for n, name in enumerate(names)}
+    paths = [_existing(name) for name in names if name.endswith(".jsonl")]
+    field = {**(competition_fields(paths[0]) if paths else {}), **recipe.data.fields}.get("id", "id")
+    for path in paths:
+        for number, raw in json_lines(path):
+            id = "" if isinstance(raw, str) else str(raw.get(field) or "")
+            places.setdefault(id or f"{path.name}:{number}", len(places))
+    return {i: found[i] for i in sorted(found, key=lambda i: places.get(i, len(places)))}
 
 
 def recipe_of(args: argparse.Namespace) -> Recipe:
@@ -307,6 +344,14 @@ def _manifest_of_sounds(sounds: Sequence[str], data: Any) -> Manifest:
         path.write_text("\n".join(rows), encoding="utf-8")
         plain = data.model_copy(update={"fields": {}, "audio_dirs": []})
         return open_manifests([path], plain, Path(folder), Path(folder), need_text=False)
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # bytes of a file's name, as Python carries them about
+        return False
+    return True
 
 
 def _existing(name: str) -> Path:

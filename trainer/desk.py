@@ -94,7 +94,7 @@ class Desk:
         """A resumed run measures again what it measured after the checkpoint."""
         path = self.run.reports / "dev.jsonl"
         if self.machine.is_first and path.exists():
-            lines = path.read_text(encoding="utf-8").splitlines()
+            lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")  # buckets may hold U+2028
             kept = [line for line in lines if _step_of(line) <= step and (step > 0 or _step_of(line) < 0)]
             write_atomic(path, "".join(line + "\n" for line in kept).encode())
 
@@ -302,7 +302,7 @@ def write_quarantine(run: RunDir, bad: Sequence[Bad]) -> None:
     """Adds what is new to quarantine.jsonl."""
     if not bad:
         return
-    known = set(run.quarantine.read_text(encoding="utf-8").splitlines()) if run.quarantine.exists() else set()
+    known = set(run.quarantine.read_text(encoding="utf-8").split("\n")) if run.quarantine.exists() else set()
     lines = [json.dumps({"id": b.id, "reason": b.reason}, ensure_ascii=False) for b in bad]
     fresh = [line for line in dict.fromkeys(lines) if line not in known]
     if fresh:

@@ -1,6 +1,9 @@
 """What an evaluation was worth, said and kept: a table or JSON on stdout, report and rows in a folder."""
 
+import errno
 import json
+import os
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from remote.files import write_atomic
+from trainer.errors import BadData
 from trainer.recipe.eval import Eval
 from trainer.results import BEFORE
 from trainer.tables import report_json, speed_line, table_lines, worst_lines
@@ -70,6 +74,18 @@ def keep(found: Sequence[Evaluated], path: Path) -> None:
             write_rows(path.with_suffix(f"{'.before' if e.what == BEFORE else ''}.rows.jsonl"), e.rows)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, "".join(e.as_line() + "\n" for e in found).encode())
+
+
+def need_place(path: Path) -> None:
+    """A file can be written there. Raises BadData, before hours are spent on what goes into it."""
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as e:
+        raise BadData(f"{path} can't be written: {e.strerror}", "name another place with --out") from None
 
 
 def write_rows(path: Path, rows: Sequence[Row]) -> None:

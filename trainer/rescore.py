@@ -10,7 +10,7 @@ from trainer.errors import BadRecipe
 from trainer.metrics.transcripts import score_transcripts
 from trainer.recipe.eval import Eval
 from trainer.recipe.load import parse_recipe, with_sets
-from trainer.reporting import worst_of
+from trainer.reporting import need_place, worst_of
 from trainer.tables import report_json, table_lines
 from trainer.task import DURATIONS_S, Example, Report, Row
 
@@ -30,6 +30,9 @@ def rescore(files: Sequence[Path], sets: Sequence[str], out: Path | None) -> Ite
     Reports go to the folder `out`, named by rows file and normaliser. Raises BadData, BadRecipe.
     """
     chosen = any(s.removeprefix("train.").startswith("eval.buckets=") for s in sets)
+    if out is not None:
+        _one_each(files, out)
+        need_place(out / "report.json")
     for path in files:
         side = side_of(path)
         how = eval_of(sets, str(side.provenance.get("normaliser") or "basic"))
@@ -38,10 +41,24 @@ def rescore(files: Sequence[Path], sets: Sequence[str], out: Path | None) -> Ite
         lines = [f"{path}, normaliser {how.normaliser}", *table_lines(report), *worst_of(rows, how)]
         kept = None
         if out is not None:
-            out.mkdir(parents=True, exist_ok=True)
-            kept = out / f"{path.name.removesuffix('.jsonl').removesuffix('.rows')}.{how.normaliser}.json"
+            kept = out / f"{_stem(path)}.{how.normaliser}.json"
             write_atomic(kept, (line + "\n").encode())
         yield Rescored(lines, line, kept)
+
+
+def _one_each(files: Sequence[Path], out: Path) -> None:
+    """Raises BadRecipe where the report of one would take the place of another's: runs name their rows alike."""
+    first: dict[str, Path] = {}
+    for path in files:
+        other = first.setdefault(_stem(path), path)
+        if other != path:
+            raise BadRecipe.one(
+                "--out", f"{other} and {path} would both be {_stem(path)}.… in {out}: a folder for each"
+            )
+
+
+def _stem(path: Path) -> str:
+    return path.name.removesuffix(".jsonl").removesuffix(".rows")
 
 
 def eval_of(sets: Sequence[str], normaliser: str) -> Eval:

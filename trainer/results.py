@@ -73,7 +73,7 @@ def read_results(run: RunDir) -> RunResults:
 def told_in(path: Path) -> list[Told]:
     """The evaluations that a report holds, a line each, with the rows that lie beside it; [] where there is none."""
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")  # alone: texts may hold U+2028, U+0085
     except OSError:
         return []
     found = []
@@ -92,7 +92,7 @@ def told_in(path: Path) -> list[Told]:
 def read_rows(path: Path) -> list[Row]:
     """Rows of `evaluate` or `predict`. Raises BadData."""
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
     except OSError as e:
         raise BadData(f"{path}: {e.strerror}", "name a rows file (….rows.jsonl) of an evaluation") from None
     except ValueError as e:
@@ -105,9 +105,27 @@ def read_scored(path: Path) -> list[Row]:
     for n, row in enumerate(rows, start=1):
         if not isinstance(row, dict) or not all(isinstance(row.get(k), str) for k in ("id", "text", "reference")):
             raise BadData(f"{path}, row {n}: no id, text and reference", "name a rows file of `trainer evaluate`")
+        wrong = _not_as_ours(row)
+        if wrong:
+            raise BadData(
+                f"{path}, row {n}: its {wrong}", "write it as `trainer evaluate` does, or leave the field out"
+            )
     if not rows:
         raise BadData(f"{path} holds no rows", "name a rows file of `trainer evaluate`")
     return rows
+
+
+def _not_as_ours(row: Row) -> str:
+    """Which field of a row can't be read, and what it must be; buckets come as text, a speaker too."""
+    buckets = row.get("buckets", {})
+    if not isinstance(buckets, dict) or not all(isinstance(v, str) for v in buckets.values()):
+        return "buckets are no names with texts"
+    if not isinstance(row.get("speaker", ""), str):
+        return "speaker is no text"
+    seconds = row.get("duration_s", 0.0)
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds >= 0:
+        return "duration_s is no number of seconds"
+    return "" if isinstance(row.get("reason", ""), str) else "reason is no text"
 
 
 def sound_name(id: str) -> str:

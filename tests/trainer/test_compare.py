@@ -14,7 +14,11 @@ from trainer.compare import comparison_of, differing, sides_of
 from trainer.errors import BadData
 from trainer.metrics.normalise import normaliser_named
 from trainer.metrics.paired import Difference, compare_rows, holm, most_changed, pairs_of
+from trainer.metrics.transcripts import score_transcripts
 from trainer.recipe.eval import Eval
+from trainer.reporting import write_rows as write_all
+from trainer.results import read_scored, told_in
+from trainer.tables import report_json
 
 HOW = Eval(normaliser="basic", every_steps=1, bootstrap=300)
 WORDS = ["one", "two", "three", "four"]
@@ -108,6 +112,17 @@ def test_the_interval_holds_a_true_difference_and_more_speakers_are_what_is_draw
     assert d.p < 0.01
 
 
+def test_a_difference_among_utterances_that_name_no_speaker_is_seen() -> None:
+    """As one speaker they would be one coin that falls one way."""
+    a, b = heard([1] * 400), heard([1] * 20 + [0] * 380)
+    for rows in (a, b):
+        for i, r in enumerate(rows[:20]):
+            r["speaker"] = f"s{i}"
+    d = whole(a, b)
+    assert (d.unit, d.better) == ("speakers", 380)
+    assert d.p < 0.01
+
+
 def test_every_bucket_is_compared_and_its_p_is_one_among_all_of_them() -> None:
     a = [{**r, "buckets": {"age": "3-4" if i % 2 else "12+"}} for i, r in enumerate(heard([1] * 24))]
     b = [{**r, "buckets": {"age": "3-4" if i % 2 else "12+"}} for i, r in enumerate(heard([1, 0] * 12))]
@@ -116,6 +131,14 @@ def test_every_bucket_is_compared_and_its_p_is_one_among_all_of_them() -> None:
     assert (found["age=12+"].difference, found["age=12+"].p_holm) == (0, 1)
     young = found["age=3-4"]
     assert (young.p, young.p_holm) == (pytest.approx(2 / 2**12), pytest.approx(4 / 2**12))
+
+
+def test_among_many_buckets_what_is_plain_can_still_be_seen() -> None:
+    """Holm multiplies by their number: a p that no flip can bring below 1 in 300 would never be small."""
+    a, b = ([{**r, "buckets": {"by": str(i // 15)}} for i, r in enumerate(heard([n] * 1500))] for n in (1, 0))
+    found = compare_rows(a, b, HOW).differences
+    assert max(d.p_holm for d in found[1:]) < 0.05
+    assert len(found) == 101
 
 
 @given(st.lists(st.floats(0, 1), max_size=12))
@@ -134,6 +157,7 @@ def test_what_changed_most_comes_first_both_ways() -> None:
     assert ([p.id for p in better], [p.id for p in worse]) == (["u1"], ["u0", "u2"])
     assert [p.gained for p in worse] == [3, 1]
     assert most_changed(pairs, 1)[1] == worse[:1]
+    assert most_changed(pairs, -1) == ([], [])
 
 
 def test_what_only_one_has_is_counted_and_left_out() -> None:
@@ -228,6 +252,24 @@ def test_paths_that_hold_nothing_to_compare_are_one_sentence(tmp_path: Path) -> 
     assert "test, dev" in e.value.hint
 
 
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"buckets": None}, "buckets are no names"),
+        ({"buckets": {"age": 3}}, "buckets are no names"),
+        ({"speaker": None}, "speaker is no text"),
+        ({"speaker": ["a"]}, "speaker is no text"),
+        ({"duration_s": None}, "duration_s is no number"),
+        ({"duration_s": float("nan")}, "duration_s is no number"),
+        ({"reason": 7}, "reason is no text"),
+    ],
+)
+def test_rows_of_others_that_can_not_be_read_are_one_sentence(more: dict[str, Any], said: str, tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "a.rows.jsonl", [row("1", "one", "one"), {**row("2", "two", "too"), **more}])
+    with pytest.raises(BadData, match=f"row 2: its {said}"):
+        comparison_of(path, path)
+
+
 def test_one_s_test_is_not_compared_with_the_other_s_dev(tmp_path: Path) -> None:
     a, b = make_run(tmp_path / "a", [1, 0]), make_run(tmp_path / "b", [1, 0])
     (b / "reports" / "test.jsonl").unlink()
@@ -235,3 +277,17 @@ def test_one_s_test_is_not_compared_with_the_other_s_dev(tmp_path: Path) -> None
         comparison_of(a, b)
     assert "--set dev" in e.value.hint
     assert comparison_of(a, b, set="dev")[0].differences[0].utterances == 2
+
+
+@pytest.mark.parametrize("end", ["\u2028", "\u2029", "\x85", "\r\n"])
+def test_a_text_with_an_end_of_line_of_its_own_is_still_one_row(end: str, tmp_path: Path) -> None:
+    """JSON leaves U+2028 and its kin as they are: texts from web pages hold them."""
+    rows = [row("1", f"one{end}two", f"one{end}three", buckets={"title": f"a{end}b"}), row("2", "four", "four")]
+    write_all(tmp_path / "evaluate-1.rows.jsonl", rows)
+    report = score_transcripts(rows, HOW)
+    path = tmp_path / "evaluate-1.json"
+    path.write_text(report_json(report, {}, what="greedy") + "\n", encoding="utf-8")
+    assert read_scored(tmp_path / "evaluate-1.rows.jsonl") == rows
+    (told,) = told_in(path)
+    assert told.metrics == report.metrics
+    assert comparison_of(path, path)[0].differences[0].utterances == 2

@@ -191,6 +191,18 @@ def test_rows_of_a_report_keep_its_normaliser_and_its_numbers(run: RunDir, capsy
     assert again["provenance"] == reported["provenance"]
 
 
+def test_a_report_on_rows_takes_no_other_s_place(tmp_path: Path, capsys: Any) -> None:
+    """Every run calls its rows the same."""
+    for name, text in (("a", "one"), ("b", "two")):
+        (tmp_path / name).mkdir()
+        saved(tmp_path / name / "test-greedy.rows.jsonl", [spoken("1", "one", text)])
+    files = [str(tmp_path / name / "test-greedy.rows.jsonl") for name in "ab"]
+    assert main(["evaluate", "--out", str(tmp_path / "out"), "--rows", *files]) == 2
+    assert "would both be test-greedy" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert main(["evaluate", "--rows", *files]) == 0, "nothing is kept, nothing is lost"
+
+
 def test_scoring_rows_and_comparing_them_needs_no_torch(tmp_path: Path) -> None:
     file = saved(tmp_path / "a.rows.jsonl", [spoken("1", "one two", "one three")])
     for argv in (["evaluate", "--rows", str(file)], ["compare", str(file), str(file)]):
@@ -207,12 +219,35 @@ def test_scoring_rows_and_comparing_them_needs_no_torch(tmp_path: Path) -> None:
         (["evaluate", "--rows", "FILE", "--set", "eval.normaliser=englsh"], "english"),
         (["compare", "FILE", "nowhere"], "is not there"),
         (["compare", "FILE", "FILE", "--normaliser", "loud"], "no normaliser 'loud'"),
+        (["compare", "FILE", "FILE", "--out", "FOLDER"], "can't be written: Is a directory"),
+        (["compare", "FILE", "FILE", "--out", "FILE/x.json"], "x.json can't be written"),
+        (["evaluate", "--rows", "FILE", "--out", "FILE"], "can't be written"),
+        (["evaluate", "--model", "FOLDER", "FILE", "--out", "FILE"], "can't be written"),
+        (["predict", "--model", "FOLDER", "a\udcff.wav"], "not UTF-8"),
+        (["predict", "--model", "FOLDER", "FILE", "--out", "FOLDER"], "can't be written: Is a directory"),
     ],
 )
 def test_mistakes_are_a_sentence_and_exit_code_two(argv: list[str], says: str, tmp_path: Path, capsys: Any) -> None:
     file = saved(tmp_path / "a.rows.jsonl", [spoken("1", "one", "one")])
-    assert main([str(file) if a == "FILE" else a for a in argv]) == 2
+    (tmp_path / "config.json").write_text('{"model_type": "whisper"}')
+    places = {"FILE": str(file), "FOLDER": str(tmp_path), "FILE/x.json": str(file / "x.json")}
+    assert main([places.get(a, a) for a in argv]) == 2
     assert says in capsys.readouterr().err
+
+
+def test_rows_that_never_became_utterances_are_told_with_their_number(trained: Path, run: RunDir, capsys: Any) -> None:
+    path = trained / "corpus" / "test.jsonl"
+    rows = lines(path)
+    rows[1]["audio"] = "nowhere.wav"
+    saved(path.with_name("gone.jsonl"), rows)
+    argv = ["evaluate", "--run", str(run.root), "--no-before", "--set", "data.max_bad_share=0.5"]
+    for name, left_out in (("gone.jsonl", 1), ("test.jsonl", None)):
+        capsys.readouterr()
+        assert main([*argv, "--json", str(path.with_name(name))]) == 0
+        said = capsys.readouterr()
+        told = json.loads(said.out)
+        assert (told.get("left_out"), told["metrics"]["utterances"]) == (left_out, 4 - (left_out or 0))
+        assert (f"1 of 4 rows: {rows[1]['id']}: nowhere.wav" in said.err) == bool(left_out)
 
 
 # ---- how it looks

@@ -21,6 +21,7 @@ from trainer.metrics.normalise import normaliser_named
 from trainer.metrics.wer import count_errors
 from trainer.report.alignment import align, align_rows, frequent_errors, worst
 from trainer.report.buckets import fields_of, in_order
+from trainer.report.charts import difference_chart
 from trainer.report.health import health_parts
 from trainer.report.html import el, json_for_script, label
 from trainer.report.pair_page import pair_page
@@ -198,6 +199,13 @@ def test_json_in_a_script_never_ends_it_and_means_the_same(value: Any) -> None:
     back = json.loads(written)["x"]
     if isinstance(value, str) and value.isprintable():
         assert back == value
+
+
+@pytest.mark.parametrize("names", [("full", "lora"), ("beta", "alpha"), ("b is", "a is")])
+def test_the_legend_of_differences_names_the_run_that_is_better(names: tuple[str, str]) -> None:
+    rows = [("x", -1.0, -2.0, -0.5, 0.01, ""), ("y", 1.0, 0.5, 2.0, 0.01, ""), ("z", 0.1, -1.0, 1.0, 0.5, "")]
+    found = [trace.name for trace in difference_chart(rows, names).data]
+    assert found == [f"{names[1]} is better", f"{names[0]} is better", "may be chance"]
 
 
 def test_a_chart_reads_no_tags_in_labels() -> None:

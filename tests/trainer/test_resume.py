@@ -1,8 +1,10 @@
 """A training that was broken off anywhere, whoever decodes its audio, is the training that never was."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from support.runs import assert_same, final_state, lines
@@ -10,7 +12,9 @@ from support.speech import ctc_dict, make_corpus, recipe_dict, tdt_dict, write_e
 
 from remote.rundir import RunDir
 from trainer.data.pool import decoders
+from trainer.desk import Desk, write_quarantine
 from trainer.errors import StopAsked
+from trainer.task import Bad
 from trainer.train import train
 
 STEPS, EPOCH = 12, 5  # twenty utterances, four a step
@@ -111,3 +115,17 @@ def test_whoever_does_the_work_answers_and_faults_are_those_of_the_work(workers:
         future = pool.submit(int, "no number")
         with pytest.raises(ValueError, match="no number"):
             future.result()
+
+
+def test_what_was_measured_before_a_break_stays_whatever_stands_in_its_buckets(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    run.reports.mkdir()
+    told = [{"step": step, "metrics": {"wer": 0.5, "wer/title=a\u2028b": 0.5}} for step in (0, 10, 20)]
+    whole = [json.dumps(t, ensure_ascii=False) + "\n" for t in told]
+    (run.reports / "dev.jsonl").write_text("".join(whole) + '{"step": 20, "torn', encoding="utf-8")
+    desk = cast(Desk, SimpleNamespace(run=run, machine=SimpleNamespace(is_first=True)))
+    Desk.forget_beyond(desk, 10)
+    assert (run.reports / "dev.jsonl").read_text(encoding="utf-8") == "".join(whole[:2])
+    for _ in range(2):
+        write_quarantine(run, [Bad("1", "a\u2028b: no such file")])
+    assert len(run.quarantine.read_text(encoding="utf-8").split("\n")) == 2

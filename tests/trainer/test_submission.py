@@ -186,3 +186,42 @@ def test_the_pace_is_seconds_of_audio_a_second() -> None:
     now[0] += 60
     assert pace.left(5, 20) == ", about 3 m left"
     assert pace.line(20) == "20 utterances, 2 h of audio in 1 m: 120.0 times real time (RTFx)"
+
+
+def test_predictions_stand_in_the_order_of_what_was_asked_also_what_could_not_be_used(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_corpus(tmp_path, 4, name="some")
+    rows = lines(tmp_path / "some.jsonl")
+    rows[1]["audio"] = "nowhere.wav"
+    del rows[2]["id"]
+    sets = ["--set", "eval.decode.max_new_tokens=4", "--set", "loop.threads=1", "--ranks", "1"]
+    manifest = write(tmp_path / "gone.jsonl", [*rows, rows[0]])
+    assert main(["predict", "--model", str(model), str(manifest), "--out", str(tmp_path / "a.jsonl"), *sets]) == 1
+    assert [r["id"] for r in lines(tmp_path / "a.jsonl")] == [
+        rows[0]["id"],
+        rows[1]["id"],
+        "gone.jsonl:3",
+        rows[3]["id"],
+    ]
+    said = capsys.readouterr().err
+    assert "2 of 4 could not be transcribed" in said
+    assert "1 rows repeat an id" in said
+    sounds = [str(tmp_path / rows[0]["audio"]), str(tmp_path / "nowhere.wav"), str(tmp_path / rows[3]["audio"])]
+    assert main(["predict", "--model", str(model), *sounds, "--out", str(tmp_path / "b.jsonl"), *sets]) == 1
+    assert [r["id"] for r in lines(tmp_path / "b.jsonl")] == sounds
+
+
+def test_a_row_that_stands_twice_is_no_failure_and_one_that_is_not_asked_for_is_none_on_any_rank(
+    model: Path, tmp_path: Path
+) -> None:
+    make_corpus(tmp_path, 4, name="some")
+    rows = lines(tmp_path / "some.jsonl")
+    manifest = write(tmp_path / "twice.jsonl", [*rows, rows[0]])
+    sets = ["--set", "eval.decode.max_new_tokens=4", "--set", "loop.threads=1"]
+    argv = ["predict", "--model", str(model), str(manifest), "--out", str(tmp_path / "a.jsonl"), *sets]
+    assert main([*argv, "--ranks", "1"]) == 0
+    rows[1]["audio"] = "nowhere.wav"
+    write(manifest, rows)
+    form = write(tmp_path / "form.jsonl", [{"id": r["id"], "text": ""} for r in (rows[3], rows[0])])
+    assert [main([*argv, "--format", str(form), "--ranks", n]) for n in ("1", "2")] == [0, 0]

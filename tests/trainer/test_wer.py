@@ -1,6 +1,7 @@
 """Error rates against jiwer, normalisers, intervals."""
 
 import jiwer
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -79,6 +80,22 @@ def test_the_interval_resamples_speakers_where_there_are_enough_of_them() -> Non
     assert (few[2], many[2]) == ("utterances", "speakers")
     assert interval(errors, ["a"] * 60, 100) == interval(errors, ["a"] * 60, 100)
     assert interval([], [], 100) == (0, 0, "nothing")
+
+
+def test_a_space_at_an_end_is_no_error_of_characters() -> None:
+    said = [{"id": "1", "reference": "What?", "text": "what %"}]  # english leaves "what "
+    metrics = score_transcripts(said, Eval(normaliser="english", every_steps=1, bootstrap=0)).metrics
+    assert (metrics["wer"], metrics["cer"]) == (0, 0)
+
+
+def test_utterances_that_name_no_speaker_are_not_one_person() -> None:
+    rng = np.random.default_rng(0)
+    errors = [Errors(substitutions=int(n), length=8) for n in rng.binomial(8, rng.beta(2, 8, 1000))]
+    named = [f"s{i // 10}" for i in range(200)]
+    alone = [f"u{i}" for i in range(800)]
+    assert interval(errors, [*named, *[""] * 800], 200) == interval(errors, [*named, *alone], 200)
+    assert interval(errors, ["a"] * 190 + [""] * 810, 50)[2] == "utterances"
+    assert interval(errors, [*named[:190], *[""] * 810], 50)[2] == "utterances", "19 people, and who knows whom"
 
 
 def test_an_interval_of_few_is_wider_than_the_plain_one_and_of_many_the_same() -> None:

@@ -25,13 +25,15 @@ def compare(args: argparse.Namespace) -> int:
     from remote.files import write_atomic
     from trainer.compare import compare_sides, sides_of
     from trainer.comparing import comparison_json, comparison_lines
+    from trainer.reporting import need_place
 
+    if args.out is not None:
+        need_place(args.out)
     a, b = sides_of(args.a, args.b, set=args.set)
     comparison, pairs = compare_sides(a, b, args.normaliser)
     line = comparison_json(comparison, pairs, a, b, args.changed)
     print(line if args.json else "\n".join(comparison_lines(comparison, pairs, a, b, args.changed)))
     if args.out is not None:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(args.out, (line + "\n").encode())
         print(f"comparison: {args.out}", file=sys.stderr if args.json else sys.stdout)
     return 0

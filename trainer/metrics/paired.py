@@ -1,18 +1,21 @@
 """Two transcripts of the same recordings: is one better, or is it chance? The whole corpus, and each bucket."""
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from trainer.errors import BadData
 from trainer.metrics.normalise import Normaliser, normaliser_named
-from trainer.metrics.wer import Errors, count_errors, pooled, spread, unit_of
+from trainer.metrics.wer import Errors, count_errors, pooled, spread, unit_of, units_of
 from trainer.recipe.eval import Eval
 from trainer.task import Row
 
 FEWEST_FLIPS = 1000  # behind p, whatever the recipe says of intervals
+FLIPS_A_SET = 50  # where few flips say as much: Holm multiplies p by the number of buckets, and p is 1 / flips at least
+MOST_FLIPS = 50_000
+FEW_HITS = 10  # below, p is known too coarsely for that
 ALL_FLIPS = 12  # units that moved: up to here every combination of signs is counted, 4096 of them
 
 
@@ -86,7 +89,8 @@ def compare_pairs(pairs: Sequence[Pair], how: Eval, names: tuple[str, str], left
         for name, value in pair.buckets.items():
             of_bucket[f"{name}={value}"].append(pair)
     sets |= dict(sorted(of_bucket.items()))
-    found = [_difference(name, these, how.bootstrap) for name, these in sets.items()]
+    n_flips = min(MOST_FLIPS, FLIPS_A_SET * len(sets))
+    found = [_difference(name, these, how.bootstrap, n_flips) for name, these in sets.items()]
     corrected = holm([d.p for d in found[1:]])
     found[1:] = [replace(d, p_holm=p) for d, p in zip(found[1:], corrected, strict=True)]
     normaliser = normaliser_named(how.normaliser)
@@ -132,6 +136,7 @@ def most_changed(pairs: Sequence[Pair], n: int) -> tuple[list[Pair], list[Pair]]
     def by(p: Pair) -> tuple[int, float, str]:
         return (-abs(p.gained), -abs(p.gained) / max(1, p.errors_a.length), p.id)
 
+    n = max(0, n)  # a slice to −1 is all but the last
     better, worse = [p for p in pairs if p.gained < 0], [p for p in pairs if p.gained > 0]
     return sorted(better, key=by)[:n], sorted(worse, key=by)[:n]
 
@@ -145,11 +150,11 @@ def holm(ps: Sequence[float]) -> list[float]:
     return found
 
 
-def _difference(name: str, pairs: Sequence[Pair], n_resamples: int, seed: int = 0) -> Difference:
-    unit = unit_of([p.speaker for p in pairs])
-    sums: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(2))  # of a unit: b's errors beyond a's, reference words
-    for p in pairs:
-        sums[p.speaker if unit == "speakers" else p.id] += (p.gained, p.errors_a.length)
+def _difference(name: str, pairs: Sequence[Pair], n_resamples: int, n_flips: int, seed: int = 0) -> Difference:
+    speakers = [p.speaker for p in pairs]
+    sums: dict[Hashable, np.ndarray] = defaultdict(lambda: np.zeros(2))  # of a unit: b's errors beyond a's, words
+    for unit, p in zip(units_of(speakers, [p.id for p in pairs]), pairs, strict=True):
+        sums[unit] += (p.gained, p.errors_a.length)
     units = np.stack(list(sums.values()))
     whole_a, whole_b = pooled([p.errors_a for p in pairs]), pooled([p.errors_b for p in pairs])
     difference = whole_b.rate - whole_a.rate
@@ -164,27 +169,32 @@ def _difference(name: str, pairs: Sequence[Pair], n_resamples: int, seed: int = 
         difference=difference,
         low=low,
         high=high,
-        p=_chance(units[:, 0], max(FEWEST_FLIPS, n_resamples), rng),
+        p=_chance(units[:, 0], max(FEWEST_FLIPS, n_resamples), n_flips, rng),
         better=sum(p.gained < 0 for p in pairs),
         worse=sum(p.gained > 0 for p in pairs),
         words=whole_a.length,
         utterances=len(pairs),
-        unit=unit,
+        unit=unit_of(speakers),
     )
 
 
-def _chance(gained: np.ndarray, n_flips: int, rng: np.random.Generator) -> float:
-    """The share of sign flips whose sum is as far from zero as the one seen, which is one of them."""
+def _chance(gained: np.ndarray, n_flips: int, most_flips: int, rng: np.random.Generator) -> float:
+    """The share of sign flips whose sum is as far from zero as the one seen, which is one of them.
+
+    Of `n_flips`; where hardly any is, of as many as `most_flips`.
+    """
     moved = gained[gained != 0]
     seen = abs(moved.sum())
     if len(moved) <= ALL_FLIPS:
         signs = 1.0 - 2.0 * ((np.arange(1 << len(moved))[:, None] >> np.arange(len(moved))) & 1)
         return float((np.abs(signs @ moved) >= seen).mean())
-    hits = 0
-    for at in range(0, n_flips, 100):  # a hundred at a time: ten thousand units stay a few megabytes
-        signs = 1.0 - 2.0 * rng.integers(0, 2, (min(100, n_flips - at), len(moved)), dtype=np.int8)
+    hits = n = 0
+    while n < n_flips or (n < most_flips and hits < FEW_HITS):
+        many = min(100, (n_flips if n < n_flips else most_flips) - n)  # ten thousand units stay a few megabytes
+        signs = 1.0 - 2.0 * rng.integers(0, 2, (many, len(moved)), dtype=np.int8)
         hits += int((np.abs(signs @ moved) >= seen).sum())
-    return (1 + hits) / (1 + n_flips)
+        n += many
+    return (1 + hits) / (1 + n)
 
 
 def _by_id(rows: Sequence[Row], which: str) -> dict[str, Row]:

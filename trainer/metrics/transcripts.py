@@ -23,7 +23,8 @@ def score_transcripts(rows: Iterable[Row], how: Eval) -> Report:
     refs = [normaliser.apply(r["reference"]) for r in rows]
     hyps = [normaliser.apply(r["text"]) for r in rows]
     words = [count_errors(a.split(), b.split()) for a, b in zip(refs, hyps, strict=True)]
-    letters = [count_errors(list(a), list(b)) for a, b in zip(refs, hyps, strict=True)]
+    # a normaliser may leave a space at an end, which is no character that anybody said
+    letters = [count_errors(list(a.strip()), list(b.strip())) for a, b in zip(refs, hyps, strict=True)]
     raw = pooled([count_errors(r["reference"].split(), r["text"].split()) for r in rows])
     speakers = [r.get("speaker", "") for r in rows]
 

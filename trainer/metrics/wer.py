@@ -1,6 +1,6 @@
 """Word and character error rates, pooled over a corpus, by bucket, with an interval."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from statistics import NormalDist
@@ -77,7 +77,7 @@ def interval(
         rate = pooled(errors).rate
         return rate, rate, "nothing"
     unit = unit_of(groups)
-    keys = list(groups) if unit == "speakers" else [str(i) for i in range(len(errors))]
+    keys = units_of(groups, range(len(errors)))
     place = {k: i for i, k in enumerate(dict.fromkeys(keys))}
     sums = np.zeros((len(place), 2))
     for key, e in zip(keys, errors, strict=True):
@@ -86,8 +86,14 @@ def interval(
 
 
 def unit_of(speakers: Sequence[str]) -> str:
-    """What is resampled: speakers, where there are enough of them, or utterances."""
-    return "speakers" if len(set(speakers)) >= FEWEST_SPEAKERS else "utterances"
+    """What is resampled: speakers, where enough of them are named, or utterances."""
+    return "speakers" if len({*speakers} - {""}) >= FEWEST_SPEAKERS else "utterances"
+
+
+def units_of(speakers: Sequence[str], ids: Sequence[Hashable]) -> list[Hashable]:
+    """Which unit each utterance belongs to: one whose speaker nobody knows is a unit of its own."""
+    by_speaker = unit_of(speakers) == "speakers"
+    return [("speaker", s) if by_speaker and s else ("utterance", i) for s, i in zip(speakers, ids, strict=True)]
 
 
 def spread(sums_U2: np.ndarray, n_resamples: int, rng: np.random.Generator) -> tuple[float, float]:

@@ -138,9 +138,10 @@ def bucket_chart(buckets: Sequence[Bucket]) -> "Figure":
 def difference_chart(rows: Sequence[tuple[str, float, float, float, float, str]], names: tuple[str, str]) -> "Figure":
     """A forest, a line a set: (set, points of difference, low, high, p, said on hover); left of nought b is better."""
     lines = list(enumerate(reversed(rows)))
+    a, b = map(label, names)
     kinds = (
-        ("b is better", p.GOOD, lambda points, chance: chance < 0.05 and points < 0),
-        ("a is better", p.BAD, lambda points, chance: chance < 0.05 and points > 0),
+        (f"{b} is better", p.GOOD, lambda points, chance: chance < 0.05 and points < 0),
+        (f"{a} is better", p.BAD, lambda points, chance: chance < 0.05 and points > 0),
         ("may be chance", p.BEFORE, lambda points, chance: chance >= 0.05 or not points),
     )
     traces = []
@@ -148,9 +149,8 @@ def difference_chart(rows: Sequence[tuple[str, float, float, float, float, str]]
         mine = [(y, r) for y, r in lines if belongs(r[1], r[4])]
         if not mine:
             continue
-        said = name.replace("b is", f"{label(names[1])} is").replace("a is", f"{label(names[0])} is")
         traces.append(
-            {"type": "scatter", "mode": "markers", "name": said, "x": [r[1] for _, r in mine],
+            {"type": "scatter", "mode": "markers", "name": name, "x": [r[1] for _, r in mine],
              "y": [y for y, _ in mine], "marker": {"color": colour, "size": 9}, "hoverinfo": "text",
              "hovertext": [label(r[5], 200) for _, r in mine],
              "error_x": {"type": "data", "symmetric": False, "array": [r[3] - r[1] for _, r in mine],

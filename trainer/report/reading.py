@@ -121,7 +121,7 @@ def kind_of(reason: str) -> str:
 
 def _reasons(text: str) -> list[tuple[str, int]]:
     counts: Counter[str] = Counter()
-    for line in text.splitlines():
+    for line in text.split("\n"):
         match = _parsed(line)
         if isinstance(match, dict):
             counts[kind_of(str(match.get("reason", "")))] += 1
