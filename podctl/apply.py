@@ -190,7 +190,7 @@ def command_of(run_id: str, wanted: Wanted) -> list[str]:
         if len(begun) > 2 and any(said.startswith(begun) for said in SAID_BY_US):
             raise BadInput(f"{begun} is said by podctl itself", "leave it out; podctl pull fetches what a run has")
     sets = [word for text in wanted.recipe_sets for word in ("--set", text)]
-    inputs = ["--", *wanted.inputs] if wanted.inputs else []
+    inputs = ["--", *dict.fromkeys(wanted.inputs)] if wanted.inputs else []
     return ["bash", "-c", SCRIPT, wanted.does, run_id, OUT[wanted.does], *shape, *wanted.options, *sets, *inputs]
 
 

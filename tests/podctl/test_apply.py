@@ -255,6 +255,24 @@ def test_a_file_is_sent_or_lies_there_or_is_missed_and_all_mistakes_come_at_once
     assert resolve(["../outside.jsonl"], same)[0].name == str(tmp_path / "outside.jsonl")
 
 
+def test_a_file_of_this_machine_that_is_not_sent_is_missed_however_its_name_is_typed(tmp_path: Path) -> None:
+    """A rented machine would look for it at this machine's path, once it is paid for."""
+    (tmp_path / "ignored.jsonl").write_text("{}")
+    for look in (None, lambda names: set(names)):
+        with pytest.raises(BadInput) as e:
+            resolve([str(tmp_path / "ignored.jsonl")], Around(tmp_path, set(), tmp_path, look))
+        assert "is not sent, since git or .podignore leaves it out" in str(e.value.mistakes)
+    same = Around(tmp_path, set(), tmp_path, same_machine=True)
+    assert resolve([str(tmp_path / "ignored.jsonl")], same)[0].name == str(tmp_path / "ignored.jsonl")
+
+
+def test_a_file_that_is_named_twice_is_heard_once(tmp_path: Path) -> None:
+    """Two manifests with the same ids would be refused as one that is half unusable."""
+    around = Around(tmp_path, {"a.jsonl", "b.jsonl"}, tmp_path)
+    meant = resolve(["a.jsonl", "./a.jsonl", "b.jsonl", str(tmp_path / "b.jsonl")], around)
+    assert command_of("r", Wanted("evaluate", [m.name for m in meant]))[-3:] == ["--", "a.jsonl", "b.jsonl"]
+
+
 def test_a_submissions_format_is_told_before_what_is_transcribed() -> None:
     assert command_of("r", Wanted("predict", ["a.jsonl"], format="f.jsonl"))[6:] == [
         "--format",
