@@ -218,6 +218,14 @@ def test_figures_of_one_model_never_stand_on_the_card_of_another(tmp_path: Path,
     assert wanted(run, whole_model(tmp_path / "same", {"run": "run", "weights": "step 90"})).facts.results
 
 
+def test_of_a_run_that_was_resumed_the_time_is_the_last_attempt_s_and_the_dollars_are_all(tmp_path: Path) -> None:
+    run = measured_run(tmp_path / "run")
+    receipt = {**read_json(run.receipt), "attempts": 3}
+    run.receipt.write_text(json.dumps(receipt))
+    page = card_file(make_card(facts_of(run)))
+    assert "- in 3 attempts, the last of 1.50 h, for $12.50 in all" in page
+
+
 def test_adapters_of_a_folder_are_not_silently_those_of_the_run(tmp_path: Path) -> None:
     run = measured_run(tmp_path / "run")
     with pytest.raises(BadData, match="not from a folder"):
