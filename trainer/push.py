@@ -47,6 +47,7 @@ def make_push(args: argparse.Namespace) -> Wanted:
             )
     parcel = pack(folder, what, more)
     made = read_json(folder / "provenance.json") or {}
+    _refuse_refused(folder, made)
     provenance = made or {**(_exported(run) if run else {}), **({"weights": weights} if weights else {})}
     if run and results:
         results = _of_this_model(results, run, folder, made or provenance)
@@ -68,6 +69,16 @@ def _results(run: RunDir) -> RunResults:
     if status is not None and not status.is_final and time.time() - status.heartbeat_at < STALE_S:
         raise BadData(f"{run.root.name} is still going: its best may change", "wait for its end: podctl attach")
     return read_results(run)
+
+
+def _refuse_refused(folder: Path, made: Mapping[str, Any]) -> None:
+    parity = made.get("parity") or {}
+    if parity.get("holds") is False:
+        raise BadData(
+            f"{folder} did not pass its comparison: WER {100 * parity['wer_theirs']:.2f} % through faster-whisper, "
+            f"{100 * parity['wer_ours']:.2f} % before",
+            "trainer export again: --quantisation float32 loses nothing, --max-wer-difference allows more",
+        )
 
 
 def _of_this_model(results: RunResults, run: RunDir, folder: Path, made: Mapping[str, Any]) -> RunResults:

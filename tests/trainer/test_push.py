@@ -25,6 +25,7 @@ from trainer.hub_faults import again, explain, is_passing
 from trainer.hub_push import Hub as Client
 from trainer.hub_push import decide
 from trainer.model_card import make_card
+from trainer.parcel import NEEDED
 from trainer.push import make_push
 
 TOKEN = "hf_verySecretToken0123456789"
@@ -149,6 +150,24 @@ def test_a_converted_model_and_a_trained_one_do_not_share_a_repository(
     assert b"library_name: ctranslate2" in hub.read("ada/ears-ct2", "README.md")
     assert push(run, "--what", "ct2", repo="ada/other") == 2
     assert "trainer export --run" in capsys.readouterr().err
+
+
+def test_what_the_gate_refused_is_not_sent(
+    hub: Hub, run: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Its card would stand in the Hub's index with the WER of the model that it was made of."""
+    folder = tmp_path / "ears-ct2.refused"
+    folder.mkdir()
+    for name in NEEDED["ct2"]:
+        (folder / name).write_text("{}")
+    write_json(folder / "decode.json", {"pad_to_samples": 480_000, "transcribe": {}})
+    parity = {"limit": 0.002, "holds": False, "differing": 9, "utterances": 9, "wer_ours": 0.05, "wer_theirs": 0.9}
+    write_json(folder / "provenance.json", {"run": "ears-1", "weights": "step 90", "parity": parity})
+    assert push(run, "--model", str(folder), "--what", "ct2") == 2
+    told = capsys.readouterr().err
+    assert "90.00 %" in told
+    assert "trainer export" in told
+    assert hub.asked == []
 
 
 def test_a_folder_without_a_run_goes_too_and_its_card_has_no_figures(hub: Hub, tmp_path: Path) -> None:
