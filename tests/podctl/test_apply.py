@@ -325,6 +325,21 @@ def test_a_file_that_was_touched_since_is_never_replaced(tmp_path: Path) -> None
     assert to.read_text() == "corrected by hand"
 
 
+def test_what_was_written_while_the_pod_booted_is_never_replaced(tmp_path: Path) -> None:
+    to = tmp_path / "out.jsonl"
+    told = purpose(subject(tmp_path), Wanted("predict"), to, overwrite=True, asked_at=1e9)
+    detail = {**told, "project_root": str(tmp_path)}
+    run = Run("tiny-predict-1", "p", "tiny-predict", "local", "", 0.0, launched_at=1e9 + 300, detail=detail)
+    (home_of_run := tmp_path / ".podctl" / "runs" / run.id / "reports").mkdir(parents=True)
+    (home_of_run / "predictions.jsonl").write_text("new")
+    to.write_text("written while it booted")
+    os.utime(to, (1e9 + 60, 1e9 + 60))
+    with pytest.raises(PodctlError, match="was there already, and stays"):
+        hand_on(run, {})
+    os.utime(to, (1e9 - 60, 1e9 - 60))
+    assert hand_on(run, {}) == (str(to),)
+
+
 def test_inputs_that_the_trainer_would_refuse_are_refused_for_nothing() -> None:
     for does, names in (("evaluate", ["a.jsonl", "b.wav"]), ("predict", ["a.jsonl", "b.wav"])):
         with pytest.raises(BadInput):
