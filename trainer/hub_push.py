@@ -137,10 +137,15 @@ class Hub:
         with tempfile.TemporaryDirectory() as folder:
             path = self._again(
                 lambda: self._hub.hf_hub_download(
-                    self.repo, "README.md", revision=commit, local_dir=folder, endpoint=self.endpoint, token=self._token
+                    self.repo,
+                    "README.md",
+                    revision=commit,
+                    local_dir=folder,
+                    endpoint=self.endpoint,
+                    token=self._token,
                 )
             )
-            return Path(path).read_text(encoding="utf-8", errors="replace")
+            return Path(path).read_text(encoding="utf-8-sig", errors="surrogateescape")
 
     def _check_rights(self, who: Mapping[str, Any]) -> str:
         name = str(who.get("name", ""))

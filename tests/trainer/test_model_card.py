@@ -308,9 +308,10 @@ def test_an_empty_page_and_one_from_windows_are_pages() -> None:
     assert card_file(CARD, card_file(CARD).replace("\n", "\r\n")) == card_file(CARD)
 
 
-def test_front_matter_that_is_not_yaml_is_left_to_its_author() -> None:
+@pytest.mark.parametrize("front", ["{: [", "date: 2026-13-45", "- a\n- b", "words"])
+def test_front_matter_that_is_none_is_left_to_its_author(front: str) -> None:
     with pytest.raises(BadData, match="is not YAML"):
-        card_file(CARD, "---\n{: [\n---\n")
+        card_file(CARD, f"---\n{front}\n---\n")
 
 
 def test_a_text_that_quotes_our_mark_does_not_end_our_part() -> None:

@@ -202,6 +202,22 @@ def test_words_inside_our_part_stop_the_push_before_anything_is_sent(
     assert hub.read("ada/ears", "README.md").decode() == page
 
 
+def test_a_page_that_is_not_utf8_is_left_to_its_author_and_a_mark_before_it_is_none_of_its_text(
+    hub: Hub, run: RunDir, capsys: pytest.CaptureFixture
+) -> None:
+    push(run)
+    page = hub.read("ada/ears", "README.md")
+    hub.put("ada/ears", {"README.md": page + b"caf\xe9\n"})
+    (run.export / "tokenizer.json").write_text("[]")
+    assert push(run) == 2
+    assert "is not UTF-8" in capsys.readouterr().err
+    assert push(run, "--keep-card") == 0
+    assert hub.read("ada/ears", "README.md") == page + b"caf\xe9\n"
+    hub.put("ada/ears", {"README.md": b"\xef\xbb\xbf" + page})
+    assert push(run) == 0
+    assert hub.read("ada/ears", "README.md") == page
+
+
 # ---- what is refused
 
 
