@@ -439,6 +439,14 @@ def test_the_token_is_in_no_output_no_file_and_nothing_that_is_sent_but_its_head
     assert "\r" not in done.stderr, "no progress bars in a log"
 
 
+def test_a_password_in_the_hub_s_address_is_used_and_never_shown(hub: Hub, run: RunDir, tmp_path: Path) -> None:
+    address = hub.url.replace("http://", "http://me:s3cret@")
+    for more in ((), ("--yes",)):
+        done = program(tmp_path, address, run, *more, HF_TOKEN=TOKEN)
+        assert hub.url.removeprefix("http://") in done.stderr
+        assert "s3cret" not in done.stdout + done.stderr
+
+
 def test_without_a_token_it_says_what_to_type(hub: Hub, run: RunDir, tmp_path: Path) -> None:
     done = program(tmp_path, hub.url, run, "--yes")
     assert done.returncode == 1
