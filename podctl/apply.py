@@ -154,13 +154,17 @@ def _pod_with_its_data(run: Run, host: Host | None, podctl: str) -> str:
 
 def purpose_of(run: Run) -> dict[str, Any]:
     """What the ledger keeps of why a run is there, {} for one that stands by itself."""
-    return {k: run.detail[k] for k in ("of", "does", "to", "overwrite") if k in run.detail} if run.of else {}
+    return (
+        {k: run.detail[k] for k in ("of", "does", "to", "overwrite", "asked_at") if k in run.detail} if run.of else {}
+    )
 
 
-def purpose(subject: Subject, wanted: Wanted, to: Path | None = None, *, overwrite: bool = False) -> dict[str, Any]:
-    """`of` which run it is, what it `does`, and where predictions go `to` on this machine."""
+def purpose(
+    subject: Subject, wanted: Wanted, to: Path | None = None, *, overwrite: bool = False, asked_at: float = 0.0
+) -> dict[str, Any]:
+    """`of` which run it is, what it `does`, where predictions go `to` on this machine, and since when that is known."""
     told: dict[str, Any] = {"of": subject.run.id, "does": wanted.does}
-    return told | ({"to": str(to), "overwrite": overwrite} if to is not None else {})
+    return told | ({"to": str(to), "overwrite": overwrite, "asked_at": asked_at} if to is not None else {})
 
 
 def experiment_for(subject: Subject, wanted: Wanted, folder: Path) -> str:
@@ -190,7 +194,7 @@ def command_of(run_id: str, wanted: Wanted) -> list[str]:
         if len(begun) > 2 and any(said.startswith(begun) for said in SAID_BY_US):
             raise BadInput(f"{begun} is said by podctl itself", "leave it out; podctl pull fetches what a run has")
     sets = [word for text in wanted.recipe_sets for word in ("--set", text)]
-    inputs = ["--", *wanted.inputs] if wanted.inputs else []
+    inputs = ["--", *dict.fromkeys(wanted.inputs)] if wanted.inputs else []
     return ["bash", "-c", SCRIPT, wanted.does, run_id, OUT[wanted.does], *shape, *wanted.options, *sets, *inputs]
 
 

@@ -39,8 +39,10 @@ def hand_on(run: Run, known: Mapping[str, Run]) -> tuple[str, ...]:
 
 
 def _is_older(target: Path, run: Run) -> bool:
-    """Whether what stands there stood there when the run was begun: what was written since is somebody's work."""
-    return target.exists() and target.stat().st_mtime < (run.launched_at or 0.0)
+    """Whether what stands there stood there when it was asked for: what was written since is somebody's work."""
+    told = run.detail.get("asked_at")
+    asked_at = told if isinstance(told, int | float) else run.launched_at or 0.0
+    return target.exists() and target.stat().st_mtime < asked_at
 
 
 def _put(source: Path, target: Path, *, overwrite: bool) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from podctl.errors import BadInput
 from podctl.ui import shown
 
+LEFT_OUT = "is not sent, since git or .podignore leaves it out"
 Look = Callable[[Sequence[str]], Collection[str]]  # names below data/ → those of them that are there
 
 
@@ -52,6 +53,8 @@ def resolve(words: Sequence[str], around: Around, podctl: str = "podctl", run: s
             found[word] = Meant(str(path))
         elif path.exists() and name is None:
             mistakes.append(f"{shown(word)} lies outside the project, so it is not sent")
+        elif path.exists() and PurePosixPath(word).is_absolute():
+            mistakes.append(f"{shown(word)} {LEFT_OUT}")
         elif PurePosixPath(word).is_absolute():
             found[word] = Meant(word)  # of the machine itself: its own affair
         elif os.path.normpath(word).startswith(".."):
@@ -62,7 +65,7 @@ def resolve(words: Sequence[str], around: Around, podctl: str = "podctl", run: s
     for word, name in unsent.items():
         ignored = (around.here / word).exists()
         if there is not None and name not in there:
-            why = "is not sent, since git or .podignore leaves it out" if ignored else "is not in the project"
+            why = LEFT_OUT if ignored else "is not in the project"
             mistakes.append(f"{shown(word)} {why}, and the volume's data/ has no {shown(name)}")
         else:
             note = f"{shown(word)} is not sent: data/{name} of the volume is meant" if ignored else ""

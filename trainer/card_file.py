@@ -13,6 +13,7 @@ from trainer.errors import BadData
 END = "<!-- end of what podctl wrote -->"
 BEGIN = re.compile(r"<!-- podctl wrote this: front ([0-9a-f]{16}), text ([0-9a-f]{16}); write above or below -->\n?")
 FRONT = re.compile(r"\A---\s*\n(.*?)^---\s*(?:\n|\Z)", re.DOTALL | re.MULTILINE)
+MEND = "mend it on its page, or leave it alone: --keep-card"
 MEASURED = "model-index"  # of the front matter; always ours
 
 
@@ -32,6 +33,8 @@ def card_file(card: Card, old: str | None = None) -> str:
     """
     front, before, after = dict(card.front), "", "\n"
     if old is not None:
+        if any("\udc80" <= c <= "\udcff" for c in old):  # bytes that were not decoded: the Hub's client takes none
+            raise BadData("README.md there is not UTF-8", MEND)
         theirs, rest = _split_front(old)
         begin, end = BEGIN.search(rest), rest.rfind(END)
         if begin and end > begin.end():
@@ -68,11 +71,11 @@ def _split_front(page: str) -> tuple[dict[str, Any], str]:
         return {}, page
     try:
         front = yaml.safe_load(match[1])
-    except yaml.YAMLError:
-        raise BadData(
-            "the front matter of README.md there is not YAML", "mend it on its page, or leave it alone: --keep-card"
-        ) from None
-    return (front if isinstance(front, dict) else {}), page[match.end() :]
+    except (yaml.YAMLError, ValueError):  # a date that is none
+        front = match[1]
+    if not isinstance(front, dict | None):
+        raise BadData("the front matter of README.md there is not YAML of keys and values", MEND)
+    return front or {}, page[match.end() :]
 
 
 def _merged(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:

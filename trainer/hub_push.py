@@ -51,7 +51,8 @@ class Hub:
     def __init__(self, repo: str, revision: str = "main", sleep: Callable[[float], None] = time.sleep) -> None:
         check_name(repo)
         self.repo, self.revision, self._sleep = repo, revision, sleep
-        self.endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or f"https://{HOME}"
+        self._endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or f"https://{HOME}"
+        self.endpoint = re.sub(r"//[^/]*@", "//", self._endpoint)  # as it is shown: without a password
         os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
         import huggingface_hub
         from huggingface_hub.utils import logging as quiet
@@ -67,7 +68,7 @@ class Hub:
                 f"nobody is logged in to {self.endpoint}",
                 "export HF_TOKEN=… (with the right to write), or: hf auth login",
             )
-        self._api = huggingface_hub.HfApi(endpoint=self.endpoint, token=self._token)
+        self._api = huggingface_hub.HfApi(endpoint=self._endpoint, token=self._token)
         _limit_waits()
 
     @property
@@ -137,10 +138,15 @@ class Hub:
         with tempfile.TemporaryDirectory() as folder:
             path = self._again(
                 lambda: self._hub.hf_hub_download(
-                    self.repo, "README.md", revision=commit, local_dir=folder, endpoint=self.endpoint, token=self._token
+                    self.repo,
+                    "README.md",
+                    revision=commit,
+                    local_dir=folder,
+                    endpoint=self._endpoint,
+                    token=self._token,
                 )
             )
-            return Path(path).read_text(encoding="utf-8", errors="replace")
+            return Path(path).read_text(encoding="utf-8-sig", errors="surrogateescape")
 
     def _check_rights(self, who: Mapping[str, Any]) -> str:
         name = str(who.get("name", ""))

@@ -211,7 +211,11 @@ def _made(facts: Facts) -> list[str]:
         lines.append(f"- on {cell(facts.provenance['device'])}")
     receipt = facts.results.receipt if facts.results else {}
     if receipt.get("duration_s"):
-        lines.append(f"- in {receipt['duration_s'] / 3600:.2f} h, for ${receipt.get('usd', 0.0):.2f}")
+        hours, usd = f"{receipt['duration_s'] / 3600:.2f} h", f"${receipt.get('usd', 0.0):.2f}"
+        n = receipt.get("attempts") or 1
+        lines.append(
+            f"- in {n} attempts, the last of {hours}, for {usd} in all" if n > 1 else f"- in {hours}, for {usd}"
+        )
     found = ["## How it was made\n\n" + "\n".join(lines)] if lines else []
     told = {"task": facts.recipe.get("task")}
     for section, keys in TOLD.items():

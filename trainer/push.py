@@ -30,8 +30,11 @@ def make_push(args: argparse.Namespace) -> Wanted:
     results = _results(run) if run else None
     what: str = args.what
     more: dict[str, bytes] = {}
+    weights = ""
     if what == "adapters":
-        folder, more = _adapters(run)
+        if args.model is not None:
+            raise BadData("adapters are taken from a run's best step, not from a folder", "leave --model out")
+        folder, more, weights = _adapters(run)
     elif args.model is not None:
         folder = args.model
     else:
@@ -43,12 +46,16 @@ def make_push(args: argparse.Namespace) -> Wanted:
                 f"trainer export --run {run.root} --format ct2 --out {folder}, then push again",
             )
     parcel = pack(folder, what, more)
-    provenance = read_json(folder / "provenance.json") or {}
+    made = read_json(folder / "provenance.json") or {}
+    _refuse_refused(folder, made)
+    provenance = made or {**(_exported(run) if run else {}), **({"weights": weights} if weights else {})}
+    if run and results:
+        results = _of_this_model(results, run, folder, made or provenance)
     facts = Facts(
         repo=args.repo,
         what=what,
         recipe=_recipe(folder, run),
-        provenance=provenance or (_exported(run) if run else {}),
+        provenance=provenance,
         results=results,
         decode=read_json(folder / "decode.json"),
     )
@@ -64,10 +71,37 @@ def _results(run: RunDir) -> RunResults:
     return read_results(run)
 
 
-def _adapters(run: RunDir | None) -> tuple[Path, dict[str, bytes]]:
-    """The adapters of a run's best step, and what says how they were made."""
+def _refuse_refused(folder: Path, made: Mapping[str, Any]) -> None:
+    parity = made.get("parity") or {}
+    if parity.get("holds") is False:
+        raise BadData(
+            f"{folder} did not pass its comparison: WER {100 * parity['wer_theirs']:.2f} % through faster-whisper, "
+            f"{100 * parity['wer_ours']:.2f} % before",
+            "trainer export again: --quantisation float32 loses nothing, --max-wer-difference allows more",
+        )
+
+
+def _of_this_model(results: RunResults, run: RunDir, folder: Path, made: Mapping[str, Any]) -> RunResults:
+    """The figures of the weights that are sent. Raises BadData where they were not measured, or elsewhere."""
+    told = results.headline
+    names = {run.root.name, _exported(run).get("run"), told.provenance.get("run") if told else None}
+    whose, weights = str(made.get("run") or ""), str(made.get("weights") or "")
+    found = results.of_weights(weights) if not whose or whose in names else None
+    if found is None:
+        measured = f" ({told.weights})" if told and told.weights else ""
+        raise BadData(
+            f"{folder} holds {whose or 'a model'} ({weights or 'unknown weights'}), and the figures are of "
+            f"{run.root.name}{measured}: the card would be wrong",
+            f"trainer export --run {run.root} --format hf --out DIR, then --model DIR; or leave --run out: a card "
+            "without figures",
+        )
+    return found
+
+
+def _adapters(run: RunDir | None) -> tuple[Path, dict[str, bytes], str]:
+    """The adapters of a run's best step, what says how they were made, and which weights they are."""
     from trainer.checkpoint import complete_checkpoints
-    from trainer.chosen import chosen
+    from trainer.chosen import chosen, describe_weights
     from trainer.recipe.load import parse_recipe
 
     if run is None:
@@ -85,7 +119,7 @@ def _adapters(run: RunDir | None) -> tuple[Path, dict[str, bytes]]:
         )
     names = ("recipe.json", "provenance.json")
     beside = {n: (run.export / n).read_bytes() for n in names if (run.export / n).is_file()}
-    return best[0].model, beside
+    return best[0].model, beside, describe_weights(recipe, [best[0].step])
 
 
 def _recipe(folder: Path, run: RunDir | None) -> Mapping[str, Any]:

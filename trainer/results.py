@@ -28,6 +28,11 @@ class Told:
     provenance: Mapping[str, Any]
     rows: Path | None  # its rows, where they are kept
 
+    @property
+    def weights(self) -> str:
+        """`step 90`, `mean of steps 80, 90`; empty where that is not known."""
+        return str(self.provenance.get("weights") or "")
+
     def read_rows(self) -> list[Row]:
         return read_scored(self.rows) if self.rows else []
 
@@ -55,6 +60,21 @@ class RunResults:
         if any(t.what != BEFORE for t in self.test):
             return next((t for t in self.test if t.what == BEFORE), None)
         return self.dev[0] if self.dev and self.dev[0].step == 0 else None
+
+    def of_weights(self, weights: str) -> "RunResults | None":
+        """The same, with a headline that was measured on these weights: of dev that need not be the last evaluation.
+
+        None where they were not measured.
+        """
+        told = self.headline
+        if told is None or not weights:
+            return self
+        if told.set != "dev":
+            return self if told.weights in ("", weights) else None
+        mean = told_in(self.run.reports / "dev-mean.json")
+        dev = [*self.dev, *(replace(t, set="dev", step=None, what=weights) for t in mean)]
+        found = [n for n, t in enumerate(dev) if t.weights in ("", weights)]
+        return replace(self, dev=dev[: found[-1] + 1]) if found else None
 
 
 BEFORE = "before training"

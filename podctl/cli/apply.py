@@ -187,7 +187,8 @@ def _apply(
         )
     refuse_odd_inputs(does, names)
     target = _target(to or Path(f"{found.id}.predictions.jsonl"), overwrite=overwrite) if does == PREDICT else None
-    subject = find_subject(found, this_project(), clock_from_env().now(), program())
+    now = clock_from_env().now()
+    subject = find_subject(found, this_project(), now, program())
     meant, shape = _meant(subject, names, format)
     wanted = Wanted(does, [m.name for m in meant], options, tuple(sets or ()), "".join(m.name for m in shape))
     _say_what(ui, subject, wanted, [*meant, *shape])
@@ -201,7 +202,7 @@ def _apply(
             beside=beside,
             unguarded=unguarded,
             podctl=program(),
-            purpose=purpose(subject, wanted, target, overwrite=overwrite),
+            purpose=purpose(subject, wanted, target, overwrite=overwrite, asked_at=now),
             on_pod=subject.on_pod,
         )
         return begin(order, ui, dry_run=dry_run, yes=yes, detach=detach)

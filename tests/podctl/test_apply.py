@@ -255,6 +255,24 @@ def test_a_file_is_sent_or_lies_there_or_is_missed_and_all_mistakes_come_at_once
     assert resolve(["../outside.jsonl"], same)[0].name == str(tmp_path / "outside.jsonl")
 
 
+def test_a_file_of_this_machine_that_is_not_sent_is_missed_however_its_name_is_typed(tmp_path: Path) -> None:
+    """A rented machine would look for it at this machine's path, once it is paid for."""
+    (tmp_path / "ignored.jsonl").write_text("{}")
+    for look in (None, lambda names: set(names)):
+        with pytest.raises(BadInput) as e:
+            resolve([str(tmp_path / "ignored.jsonl")], Around(tmp_path, set(), tmp_path, look))
+        assert "is not sent, since git or .podignore leaves it out" in str(e.value.mistakes)
+    same = Around(tmp_path, set(), tmp_path, same_machine=True)
+    assert resolve([str(tmp_path / "ignored.jsonl")], same)[0].name == str(tmp_path / "ignored.jsonl")
+
+
+def test_a_file_that_is_named_twice_is_heard_once(tmp_path: Path) -> None:
+    """Two manifests with the same ids would be refused as one that is half unusable."""
+    around = Around(tmp_path, {"a.jsonl", "b.jsonl"}, tmp_path)
+    meant = resolve(["a.jsonl", "./a.jsonl", "b.jsonl", str(tmp_path / "b.jsonl")], around)
+    assert command_of("r", Wanted("evaluate", [m.name for m in meant]))[-3:] == ["--", "a.jsonl", "b.jsonl"]
+
+
 def test_a_submissions_format_is_told_before_what_is_transcribed() -> None:
     assert command_of("r", Wanted("predict", ["a.jsonl"], format="f.jsonl"))[6:] == [
         "--format",
@@ -305,6 +323,21 @@ def test_a_file_that_was_touched_since_is_never_replaced(tmp_path: Path) -> None
     with pytest.raises(PodctlError, match="was there already, and stays"):
         hand_on(replace(run, launched_at=1e9), {})
     assert to.read_text() == "corrected by hand"
+
+
+def test_what_was_written_while_the_pod_booted_is_never_replaced(tmp_path: Path) -> None:
+    to = tmp_path / "out.jsonl"
+    told = purpose(subject(tmp_path), Wanted("predict"), to, overwrite=True, asked_at=1e9)
+    detail = {**told, "project_root": str(tmp_path)}
+    run = Run("tiny-predict-1", "p", "tiny-predict", "local", "", 0.0, launched_at=1e9 + 300, detail=detail)
+    (home_of_run := tmp_path / ".podctl" / "runs" / run.id / "reports").mkdir(parents=True)
+    (home_of_run / "predictions.jsonl").write_text("new")
+    to.write_text("written while it booted")
+    os.utime(to, (1e9 + 60, 1e9 + 60))
+    with pytest.raises(PodctlError, match="was there already, and stays"):
+        hand_on(run, {})
+    os.utime(to, (1e9 - 60, 1e9 - 60))
+    assert hand_on(run, {}) == (str(to),)
 
 
 def test_inputs_that_the_trainer_would_refuse_are_refused_for_nothing() -> None:

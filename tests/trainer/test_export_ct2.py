@@ -268,6 +268,28 @@ def test_a_run_s_best_is_handed_on_as_transformers_loads_it(corpus: Path, tmp_pa
     assert read_json(tmp_path / "ct2/provenance.json")["run"] == "run"
 
 
+def test_a_copy_goes_beside_its_model_and_never_into_it(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """It would be a copy of the copy of the copy, for as long as there is room."""
+    shutil.copytree(place / "hub", tmp_path / "hub")
+    before = sorted(p.name for p in (tmp_path / "hub").rglob("*"))
+    assert export(tmp_path, tmp_path / "hub/hf", how="hf") == 2
+    assert "lies within" in capsys.readouterr().err
+    assert sorted(p.name for p in (tmp_path / "hub").rglob("*")) == before
+
+
+@pytest.mark.parametrize("out", ["file/out", "file/deeper/out", "dangling", "n" * 250])
+def test_a_place_where_no_folder_can_be_is_one_sentence(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture, out: str
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    assert export(place, tmp_path / out, how="hf") == 2
+    assert "→" in capsys.readouterr().err
+    assert {p.name for p in tmp_path.iterdir()} == {"file", "dangling"}
+
+
 def test_what_belongs_to_ct2_is_refused_for_hf(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert export(place, tmp_path / "out", "--quantisation", "int8", how="hf") == 2
     assert "--quantisation: belongs to --format ct2" in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """The card's figures are those of the report, whatever the buckets are called, and people's own words on it stay."""
 
+import argparse
 import html
 import json
 import re
@@ -15,6 +16,7 @@ from trainer.card_file import END, Card, card_file, is_ours, read_front
 from trainer.errors import BadData
 from trainer.model_card import Facts, cell, make_card, percent
 from trainer.parcel import pack, without_places
+from trainer.push import Wanted, make_push
 from trainer.results import read_results
 
 
@@ -24,6 +26,10 @@ def facts_of(run: RunDir, **more: object) -> Facts:
         **{"repo": "ada/ears", "what": "export", "recipe": RECIPE, "provenance": provenance,
            "results": read_results(run), "license": "apache-2.0", **more}
     )  # fmt: skip
+
+
+def wanted(run: RunDir, model: Path | None = None) -> Wanted:
+    return make_push(argparse.Namespace(run=run.root, model=model, repo="ada/ears", what="export"))
 
 
 def tables(page: str) -> dict[str, list[str]]:
@@ -158,6 +164,82 @@ def test_a_run_with_a_dev_set_alone_says_that_it_flatters(tmp_path: Path) -> Non
     assert read_front(page)["model-index"][0]["results"][0]["dataset"]["split"] == "dev"
 
 
+def dev_alone(run: RunDir, *steps: int) -> dict[int, dict]:
+    """A run that was measured on dev at these steps, each time another figure, and on no test set."""
+    line = json.loads((run.reports / "test.jsonl").read_text().splitlines()[1])
+    (run.reports / "test.jsonl").unlink()
+    lines = {}
+    for step in steps:
+        table = [{**row, "wer": step / 1000} for row in line["table"]]
+        own = {**line["provenance"], "weights": f"step {step}"}
+        metrics = {**line["metrics"], "wer": step / 1000}
+        lines[step] = {**line, "step": step, "what": "", "table": table, "metrics": metrics, "provenance": own}
+    (run.reports / "dev.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines.values()))
+    return lines
+
+
+def test_without_a_test_set_the_figures_are_of_the_step_that_is_sent_and_not_of_the_last(tmp_path: Path) -> None:
+    run = measured_run(tmp_path / "run")
+    dev_alone(run, 80, 90, 100)
+    page = card_file(make_card(wanted(run).facts))
+    assert "Weights: step 90." in page
+    assert "On the run's dev set, at step 90:" in page
+    assert tables(page)["all"][1] == "9.00 %"
+    assert read_front(page)["model-index"][0]["results"][0]["metrics"][0]["value"] == 9.0
+    assert "dev WER 9.00 %" in wanted(run).message
+
+
+def test_of_a_mean_of_steps_the_figures_are_the_mean_s(tmp_path: Path) -> None:
+    run = measured_run(tmp_path / "run")
+    last = dev_alone(run, 80, 90)[90]
+    own = {**last["provenance"], "weights": "mean of steps 80, 90"}
+    mean = {**last, "table": [{**last["table"][0], "wer": 0.05}], "metrics": {"wer": 0.05}, "provenance": own}
+    (run.reports / "dev-mean.json").write_text(json.dumps(mean) + "\n")
+    made = read_json(run.export / "provenance.json")
+    (run.export / "provenance.json").write_text(json.dumps({**made, "weights": "mean of steps 80, 90"}))
+    page = card_file(make_card(wanted(run).facts))
+    assert "On the run's dev set, mean of steps 80, 90:" in page
+    assert tables(page)["all"][1] == "5.00 %"
+    assert "flatter" in page
+
+
+@pytest.mark.parametrize(
+    "made",
+    [{"run": "other", "weights": "step 90"}, {"run": "run", "weights": "step 7"}, {"weights": "mean of 2 models"}],
+)
+@pytest.mark.parametrize("has_test", [True, False])
+def test_figures_of_one_model_never_stand_on_the_card_of_another(tmp_path: Path, made: dict, has_test: bool) -> None:
+    run = measured_run(tmp_path / "run")
+    if not has_test:
+        dev_alone(run, 90, 100)
+    with pytest.raises(BadData, match="the card would be wrong") as e:
+        wanted(run, whole_model(tmp_path / "m", made))
+    assert "leave --run out" in e.value.hint
+    assert wanted(run, whole_model(tmp_path / "same", {"run": "run", "weights": "step 90"})).facts.results
+
+
+def test_of_a_run_that_was_resumed_the_time_is_the_last_attempt_s_and_the_dollars_are_all(tmp_path: Path) -> None:
+    run = measured_run(tmp_path / "run")
+    receipt = {**read_json(run.receipt), "attempts": 3}
+    run.receipt.write_text(json.dumps(receipt))
+    page = card_file(make_card(facts_of(run)))
+    assert "- in 3 attempts, the last of 1.50 h, for $12.50 in all" in page
+
+
+def test_adapters_of_a_folder_are_not_silently_those_of_the_run(tmp_path: Path) -> None:
+    run = measured_run(tmp_path / "run")
+    with pytest.raises(BadData, match="not from a folder"):
+        make_push(argparse.Namespace(run=run.root, model=tmp_path, repo="ada/ears", what="adapters"))
+
+
+def test_a_run_that_was_fetched_under_another_name_keeps_its_figures(tmp_path: Path) -> None:
+    run = measured_run(tmp_path / "run")
+    run.root.rename(tmp_path / "results")
+    moved = RunDir(tmp_path / "results")
+    assert wanted(moved).facts.results
+    assert wanted(moved, whole_model(tmp_path / "m", {"run": "results", "weights": "step 90"})).facts.results
+
+
 @pytest.mark.parametrize(("samples", "has_class"), [(480_000, False), (96_000, True)])
 def test_how_to_load_a_converted_model_is_code_that_parses(tmp_path: Path, samples: int, has_class: bool) -> None:
     decode = {"pad_to_samples": samples, "transcribe": {}}
@@ -226,9 +308,10 @@ def test_an_empty_page_and_one_from_windows_are_pages() -> None:
     assert card_file(CARD, card_file(CARD).replace("\n", "\r\n")) == card_file(CARD)
 
 
-def test_front_matter_that_is_not_yaml_is_left_to_its_author() -> None:
+@pytest.mark.parametrize("front", ["{: [", "date: 2026-13-45", "- a\n- b", "words"])
+def test_front_matter_that_is_none_is_left_to_its_author(front: str) -> None:
     with pytest.raises(BadData, match="is not YAML"):
-        card_file(CARD, "---\n{: [\n---\n")
+        card_file(CARD, f"---\n{front}\n---\n")
 
 
 def test_a_text_that_quotes_our_mark_does_not_end_our_part() -> None:

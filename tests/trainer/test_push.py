@@ -25,6 +25,7 @@ from trainer.hub_faults import again, explain, is_passing
 from trainer.hub_push import Hub as Client
 from trainer.hub_push import decide
 from trainer.model_card import make_card
+from trainer.parcel import NEEDED
 from trainer.push import make_push
 
 TOKEN = "hf_verySecretToken0123456789"
@@ -151,6 +152,24 @@ def test_a_converted_model_and_a_trained_one_do_not_share_a_repository(
     assert "trainer export --run" in capsys.readouterr().err
 
 
+def test_what_the_gate_refused_is_not_sent(
+    hub: Hub, run: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Its card would stand in the Hub's index with the WER of the model that it was made of."""
+    folder = tmp_path / "ears-ct2.refused"
+    folder.mkdir()
+    for name in NEEDED["ct2"]:
+        (folder / name).write_text("{}")
+    write_json(folder / "decode.json", {"pad_to_samples": 480_000, "transcribe": {}})
+    parity = {"limit": 0.002, "holds": False, "differing": 9, "utterances": 9, "wer_ours": 0.05, "wer_theirs": 0.9}
+    write_json(folder / "provenance.json", {"run": "ears-1", "weights": "step 90", "parity": parity})
+    assert push(run, "--model", str(folder), "--what", "ct2") == 2
+    told = capsys.readouterr().err
+    assert "90.00 %" in told
+    assert "trainer export" in told
+    assert hub.asked == []
+
+
 def test_a_folder_without_a_run_goes_too_and_its_card_has_no_figures(hub: Hub, tmp_path: Path) -> None:
     folder = whole_model(tmp_path / "m", {"run": "long-ago"})
     assert main(["push", "--model", str(folder), "--repo", "analytical/m", "--yes"]) == 0
@@ -181,6 +200,22 @@ def test_words_inside_our_part_stop_the_push_before_anything_is_sent(
     assert not [a for a in hub.asked if not a.startswith(("GET", "HEAD"))]
     assert push(run, "--keep-card") == 0
     assert hub.read("ada/ears", "README.md").decode() == page
+
+
+def test_a_page_that_is_not_utf8_is_left_to_its_author_and_a_mark_before_it_is_none_of_its_text(
+    hub: Hub, run: RunDir, capsys: pytest.CaptureFixture
+) -> None:
+    push(run)
+    page = hub.read("ada/ears", "README.md")
+    hub.put("ada/ears", {"README.md": page + b"caf\xe9\n"})
+    (run.export / "tokenizer.json").write_text("[]")
+    assert push(run) == 2
+    assert "is not UTF-8" in capsys.readouterr().err
+    assert push(run, "--keep-card") == 0
+    assert hub.read("ada/ears", "README.md") == page + b"caf\xe9\n"
+    hub.put("ada/ears", {"README.md": b"\xef\xbb\xbf" + page})
+    assert push(run) == 0
+    assert hub.read("ada/ears", "README.md") == page
 
 
 # ---- what is refused
@@ -402,6 +437,14 @@ def test_the_token_is_in_no_output_no_file_and_nothing_that_is_sent_but_its_head
     files = [p for p in tmp_path.rglob("*") if p.is_file()]
     assert not any(TOKEN.encode() in p.read_bytes() for p in files)
     assert "\r" not in done.stderr, "no progress bars in a log"
+
+
+def test_a_password_in_the_hub_s_address_is_used_and_never_shown(hub: Hub, run: RunDir, tmp_path: Path) -> None:
+    address = hub.url.replace("http://", "http://me:s3cret@")
+    for more in ((), ("--yes",)):
+        done = program(tmp_path, address, run, *more, HF_TOKEN=TOKEN)
+        assert hub.url.removeprefix("http://") in done.stderr
+        assert "s3cret" not in done.stdout + done.stderr
 
 
 def test_without_a_token_it_says_what_to_type(hub: Hub, run: RunDir, tmp_path: Path) -> None:

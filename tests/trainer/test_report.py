@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from plotly.offline import get_plotlyjs
 from support.reported import EXPERIMENT, SECRET, UNKIND, make_rows, make_run
 
+from remote.files import read_json, write_json
 from remote.rundir import RunDir
 from trainer.__main__ import main
 from trainer.errors import BadData
@@ -143,6 +144,17 @@ def test_torn_and_foreign_lines_are_no_numbers() -> None:
         '{"step": 1, "loss/ce": NaN}\n[1]\n"x"\n{"step": 2, "loss/ce": 3}\n{"step": 3, "loss/ce": "x"}\n{"st'
     )
     assert curve(lines, "loss/ce") == Curve([2], [3.0])
+
+
+def test_of_a_run_that_was_resumed_the_time_is_said_to_be_the_last_attempts(tmp_path: Path) -> None:
+    """The dollars are of all of them, so an hour of the machine is not known."""
+    run = make_run(tmp_path / "run")
+    write_json(run.receipt, {**read_json(run.receipt), "attempts": 3})
+    said = Reader(run_page(read_run(run.root))).text
+    assert "1 h 6 m (attempt 3 alone)" in said
+    assert "in 3 attempts" not in said
+    assert "an hour of the machine" not in said
+    assert "the newest attempt" in said
 
 
 def test_the_time_of_a_step_holds_neither_evaluations_nor_the_night_between_two_attempts() -> None:

@@ -28,8 +28,7 @@ def export(args: argparse.Namespace, say: Say, live: Live) -> None:
     _check_room(out, refused)
     if args.format == "ct2":
         check_is_whisper(args.run, args.model)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
+    with _room_beside(out) as folder:
         source = source_model(args.run, args.model, Path(folder) / "source")
         beside = Path(folder) / "made"
         if args.format == "hf":
@@ -45,6 +44,8 @@ def _copy(source: Model, to: Path) -> None:
     if source.path.parent == to.parent:  # made a moment ago
         os.rename(source.path, to)
     else:
+        if source.path.resolve() in to.resolve().parents:
+            raise BadData(f"--out lies within {source.path}, which is to be copied", "name a folder beside it")
         shutil.copytree(source.path, to)
     if not (to / "provenance.json").exists():
         write_json(to / "provenance.json", {"weights": f"as they lay in {source.path.name}", **source.provenance})
@@ -115,7 +116,15 @@ def _write_provenance(beside: Path, source: Model, made: dict[str, Any]) -> None
 
 
 def _check_room(out: Path, refused: Path) -> None:
-    if out.exists():
+    if os.path.lexists(out):
         raise BadData(f"{out} is there already", "name a folder that is not")
-    if refused.exists() and not (refused / "parity.json").is_file():
+    if os.path.lexists(refused) and not (refused / "parity.json").is_file():
         raise BadData(f"{refused} is there already, and no export left it", "move it away, or name another --out")
+
+
+def _room_beside(out: Path) -> tempfile.TemporaryDirectory[str]:
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        return tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.")
+    except OSError as e:
+        raise BadData(f"{out} can't be made: {e.strerror}", "name a folder elsewhere: --out") from None

@@ -176,13 +176,8 @@ def _adapters(train: Mapping[str, Any]) -> Markup | str | None:
 def _time(read: ReadRun) -> str | None:
     if read.duration_s is None:
         return None
-    attempts = read.receipt.get("attempts")
     said = duration(read.duration_s)
-    if isinstance(attempts, int) and attempts > 1:
-        return f"{said} in {attempts} attempts"
-    if not read.receipt and read.status is not None and read.status.attempt > 1:
-        return f"{said} (attempt {read.status.attempt} alone)"
-    return said
+    return f"{said} (attempt {read.attempts} alone)" if read.attempts > 1 else said
 
 
 def _cost(read: ReadRun, hours: float | None) -> str | None:

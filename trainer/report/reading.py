@@ -63,7 +63,7 @@ class ReadRun:
 
     @property
     def duration_s(self) -> float | None:
-        """Of the run, as far as somebody knows: of all attempts from the receipt, else of the newest alone."""
+        """Of the newest attempt: nobody adds them up."""
         told = self.receipt.get("duration_s")
         if isinstance(told, (int, float)):
             return float(told)
@@ -71,6 +71,12 @@ class ReadRun:
             return max(0.0, (self.status.ended_at or self.status.heartbeat_at) - self.status.started_at)
         times = [line["t"] for line in self.lines if isinstance(line.get("t"), (int, float))]
         return max(times) - min(times) if len(times) > 1 else None
+
+    @property
+    def attempts(self) -> int:
+        """How often it was begun."""
+        told = self.receipt.get("attempts")
+        return told if isinstance(told, int) else self.status.attempt if self.status is not None else 1
 
     @property
     def gpu(self) -> str:

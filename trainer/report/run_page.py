@@ -264,7 +264,10 @@ def _speed(read: ReadRun, figures: Figures) -> list[Any]:
         ("evaluations of dev, together", duration(sum(evaluated.values)) if evaluated else None),
         ("steps skipped, not finite", number(int(skipped.values[-1])) if skipped else None),
         ("steps skipped, fp16 scale", number(int(lowered.values[-1])) if lowered else None),
-        ("whole run", duration(read.duration_s) if read.duration_s else None),
+        (
+            "whole run" if read.attempts < 2 else "the newest attempt",
+            duration(read.duration_s) if read.duration_s else None,
+        ),
         ("cost", f"${read.usd:,.2f}" if read.usd is not None else None),
         ("an hour of the machine", _per_hour(read)),
     ]
@@ -272,7 +275,7 @@ def _speed(read: ReadRun, figures: Figures) -> list[Any]:
 
 
 def _per_hour(read: ReadRun) -> str | None:
-    if not read.usd or not read.duration_s:
+    if not read.usd or not read.duration_s or read.attempts > 1:  # the dollars are of all attempts
         return None
     return f"${3600 * read.usd / read.duration_s:.2f}"
 
