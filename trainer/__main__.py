@@ -21,6 +21,8 @@ from trainer.launch import count_gpus, is_rank, launch, leave_with_launcher, ran
 from trainer.nodes import nodes_in
 from trainer.talk import set_up_logging
 
+# what a place that somebody named may answer; that a file is not there is a mistake of ours, and keeps its trace
+NOT_OURS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG}
 KINDS = ("nemo", "lhotse", "kaldi", "hf")  # what `prepare from` reads; see trainer/data/foreign.py
 
 
@@ -42,6 +44,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as e:
+        if e.errno in NOT_OURS and e.filename:
+            print(f"{os.fsdecode(e.filename2 or e.filename)!r}: {e.strerror}", file=sys.stderr)
+            print("→ name another place, or let this user in there", file=sys.stderr)
+            return 2
         if e.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         print(f"the disk is full: {e.filename or e}", file=sys.stderr)

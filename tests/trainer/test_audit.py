@@ -448,3 +448,13 @@ def test_every_flag_can_be_raised_and_is_named_for_the_recipe(planted: Path, tmp
     write_manifest(slow, [{"id": "slow", "audio": "slow.wav", "text": "a"}])
     raised = {f for r in [*rows.values(), *audited(slow).values()] for f in r["flags"]}
     assert raised == set(FLAGS)
+
+
+def test_a_place_that_can_not_be_is_one_sentence(tmp_path: Path, capsys) -> None:
+    manifest = make_corpus(tmp_path, 2)
+    (tmp_path / "file").write_text("not a folder")
+    assert main(["audit", str(manifest), "--out", str(tmp_path / "file" / "rows.jsonl")]) == 2
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    assert f"{tmp_path / 'file'}" in said
+    assert said.splitlines()[-1].startswith("→ name another place")
